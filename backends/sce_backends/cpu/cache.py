@@ -1,0 +1,63 @@
+"""Where compiled kernels are kept, and the decorators that keep them there.
+
+Numba's own choice of directory fails on read-only installs, and it notices a change only in the file a kernel
+stands in, not in the files that kernel calls. So the directory is chosen here, and its name carries a hash of
+every source file of this package: any change starts a new, empty one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import config
+from platformdirs import user_cache_path
+
+from sce.backend import cache_dir
+
+
+@cache
+def directory() -> Path | None:
+    """The kernels' cache, or None where it cannot be written: then each process compiles for itself."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    chosen = cache_dir()
+    root = Path(chosen) if chosen else user_cache_path("sce", appauthor=False)
+    path = root / f"cpu-numba-{numba.__version__}-{digest.hexdigest()[:16]}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError:
+        return None
+
+
+def jit(**options: Any) -> Any:
+    """`numba.njit` with this package's conventions: NumPy's division, and the cache above."""
+    path = directory()
+
+    def decorate(function: Any) -> Any:
+        # Numba reads the directory when it decorates. It is set for just that long: other code's kernels
+        # stay where their authors want them.
+        before = config.CACHE_DIR
+        config.CACHE_DIR = os.fspath(path) if path else before
+        try:
+            return numba.njit(error_model="numpy", cache=path is not None, **options)(function)
+        finally:
+            config.CACHE_DIR = before
+
+    return decorate
+
+
+def inline(fastmath: Any = frozenset({"contract"})) -> Any:
+    """A device of the inner loops: inlined by LLVM, so that it keeps its own floating-point flags.
+
+    Numba's `inline="always"` would give it the caller's, and `reassoc` there folds error terms to zero.
+    """
+    return numba.njit(error_model="numpy", forceinline=True, fastmath=set(fastmath))

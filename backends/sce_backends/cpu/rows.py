@@ -1,0 +1,255 @@
+"""One row: bring it in, find its statistics, write what is wanted. The formulas are docs/math.md's.
+
+A row's statistics are its maximum `top` at class t, and sums over the classes that are neither t nor the target
+y. The terms of t and y are added by hand in float64, so that 1 - p_t and 1 - p_y are sums of the others and
+never differences: that keeps the confident regime exact.
+
+Conventions: n classes; z, lo, q, slope, curve as in elements.py; y = -1 where the target is no single class.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from . import elements
+from .cache import jit
+from .memory import load, narrow, store, view, widen
+from .vector_math import difference_error
+
+BLOCK = 1024  # classes summed in the compute dtype before the sum goes on in float64
+
+Stats = namedtuple("Stats", "t y top top_lo gap_y exp_y rest total log_total lse entropy mass mass_t mass_y core")
+Stats.__doc__ = """What the passes over a row found, in float64 (top and top_lo in the compute dtype).
+
+y is t where the target is t or no single class, and then gap_y, exp_y and mass_y are 0. gap_y = z_y - top;
+exp_y its exponential; rest = sum over k not in {t, y} of exp(z_k - top); total = S; log_total = log S; mass = sum of q_k over k not in {t, y}; mass_t and mass_y the
+target's mass there; core = sum_k q_k (lse - z_k).
+"""
+
+
+def cut(x: Any, a: Any, b: Any) -> Any:
+    """x[a:b], or None for an array that is off."""
+
+
+@overload(cut, inline="always")
+def _cut(x: Any, a: Any, b: Any) -> Any:
+    if isinstance(x, types.NoneType):
+
+        def off(x: Any, a: Any, b: Any) -> Any:
+            return None
+
+        return off
+
+    def part(x: Any, a: Any, b: Any) -> Any:
+        return x[a:b]
+
+    return part
+
+
+@jit()
+def gather(witness: Any, address: Any, stride: Any, out: Any) -> None:
+    """A row of any dtype and stride into a contiguous one of the compute dtype."""
+    source = view(witness, address, out.size)
+    if stride == source.itemsize:
+        for k in range(out.size):
+            out[k] = widen(source[k])
+    else:
+        for k in range(out.size):
+            out[k] = load(witness, address + k * stride)
+
+
+@jit()
+def scatter(row: Any, witness: Any, address: Any, stride: Any) -> None:
+    """The way back: a contiguous row of the compute dtype to any dtype and stride."""
+    into = view(witness, address, row.size)
+    if stride == into.itemsize:
+        for k in range(row.size):
+            into[k] = narrow(row[k], witness)
+    else:
+        for k in range(row.size):
+            store(witness, address + k * stride, row[k])
+
+
+@jit()
+def clear(witness: Any, address: Any, stride: Any, n: Any) -> None:
+    """A row of zeros."""
+    for k in range(n):
+        store(witness, address + k * stride, 0.0)
+
+
+@jit()
+def gather_mass(
+    witness: Any, address: Any, stride: Any, weight: Any, smoothing: Any, out: Any
+) -> None:
+    """q_k = w_k ((1 - eps) y_k + eps / n) from a row of a distribution."""
+    keep, spread = 1.0 - smoothing, smoothing / out.size
+    for k in range(out.size):
+        mass = keep * load(witness, address + k * stride) + spread
+        out[k] = mass * weight[k] if weight.size else mass
+
+
+@jit()
+def find_top(z: Any, lo: Any) -> Any:
+    """The index of the maximum: the lowest of a tie (in z + lo), the first NaN where there is one."""
+    top, at = z.dtype.type(-np.inf), 0
+    for a in range(0, z.size, BLOCK):
+        m = elements.largest(z[a : a + BLOCK])
+        if m != m:
+            for k in range(a, z.size):
+                if z[k] != z[k]:
+                    return k
+        if m > top:
+            top, at = m, a
+    t = at + elements.first_equal(z[at : at + BLOCK], top)
+    if lo is not None:
+        for k in range(t + 1, z.size):
+            if z[k] == top and lo[k] > lo[t]:
+                t = k
+    return t
+
+
+@jit()
+def find_largest(witness: Any, address: Any, stride: Any, n: Any) -> Any:
+    """The same for a row of any dtype and stride."""
+    best, t = load(witness, address), 0
+    for k in range(1, n):
+        v = load(witness, address + k * stride)
+        if best != best:
+            break
+        if v > best or v != v:
+            best, t = v, k
+    return t
+
+
+@jit()
+def sums(
+    z: Any, lo: Any, q: Any, entropy: Any, top: Any, top_lo: Any, start: Any, end: Any
+) -> Any:
+    """Over classes start .. end: sum of e, of e * gap, of q, of q * gap, where gap = top - z."""
+    e, e_gap, mass, mass_gap = 0.0, 0.0, 0.0, 0.0
+    for a in range(start, end, BLOCK):
+        b = min(a + BLOCK, end)
+        part, more = z[a:b], cut(lo, a, b)
+        e += elements.sum_exp(part, more, top, top_lo)
+        if entropy is not None:
+            e_gap += elements.sum_exp_gap(part, more, top, top_lo)
+        if q is not None:
+            mass += elements.sum_mass(q[a:b])
+            mass_gap += elements.sum_mass_gap(part, more, q[a:b], top, top_lo)
+    return e, e_gap, mass, mass_gap
+
+
+@jit()
+def statistics(z: Any, lo: Any, q: Any, y: Any, bump: Any, spare: Any, entropy: Any) -> Any:
+    """All that the outputs of one row need.
+
+    `bump` is the mass that an index target adds at y, `spare` mass that is at no class (1 for softmax).
+    """
+    t = find_top(z, lo)
+    top = z[t]
+    top_lo = z.dtype.type(0)
+    if lo is not None:
+        top_lo = lo[t]
+    apart = y >= 0 and y != t
+    first, second = (min(t, y), max(t, y)) if apart else (t, t)
+    rest, rest_gap, mass, mass_gap = sums(z, lo, q, entropy, top, top_lo, 0, first)
+    for start, end in ((first + 1, second), (second + 1, z.size)):
+        more = sums(z, lo, q, entropy, top, top_lo, start, end)
+        rest, rest_gap = rest + more[0], rest_gap + more[1]
+        mass, mass_gap = mass + more[2], mass_gap + more[3]
+
+    gap_y, exp_y = 0.0, 0.0
+    if apart:
+        gap_y = np.float64(z[y]) - np.float64(top)
+        if abs(gap_y) < np.inf:
+            err = difference_error(np.float64(z[y]), np.float64(top), gap_y)
+            if lo is not None:
+                err += np.float64(lo[y]) - np.float64(top_lo)
+            exp_y = np.exp(gap_y) * (1.0 + err)
+            gap_y += err
+            rest_gap -= exp_y * gap_y
+    nan = np.float64(top - top)  # 0; NaN for a row of nothing but -inf and one that holds NaN or +inf
+    total = rest + exp_y + 1.0 + nan
+    log_total = np.log1p(rest + exp_y + nan)
+    lse = np.float64(top) + np.float64(top_lo) + log_total
+    if top == -np.inf:
+        lse = np.float64(top)
+
+    mass_t, mass_y = 0.0, 0.0
+    if q is not None:
+        mass_t = np.float64(q[t])
+        if apart:
+            mass_y = np.float64(q[y])
+    if apart:
+        mass_y += bump
+    else:
+        mass_t += bump
+    core = mass_gap + (mass + mass_t) * log_total
+    if mass_y != 0.0:
+        core += mass_y * (log_total - gap_y)
+    entropy_value = log_total + rest_gap / total
+    mass += spare
+    return Stats(
+        t, y if apart else t, top, top_lo, gap_y, exp_y, rest, total, log_total, lse, entropy_value,
+        mass, mass_t, mass_y, core,
+    )  # fmt: skip
+
+
+@jit()
+def pivots(st: Any, z_slope: Any) -> Any:
+    """(k, p_k, 1 - p_k, dz_k) at k = t and k = y, with dz_k = (Q - q_k) p_k - q_k (1 - p_k) + 2 lam lse p_k."""
+    p_t, others_t = 1.0 / st.total, (st.rest + st.exp_y) / st.total
+    at_t = (st.t, p_t, others_t, (st.mass + st.mass_y) * p_t - st.mass_t * others_t + z_slope * p_t)
+    if st.y == st.t:
+        return at_t, at_t
+    p_y, others_y = st.exp_y / st.total, (st.rest + 1.0) / st.total
+    at_y = (st.y, p_y, others_y, (st.mass + st.mass_t) * p_y - st.mass_y * others_y + z_slope * p_y)
+    return at_t, at_y
+
+
+@jit()
+def write_grad(z: Any, lo: Any, q: Any, slope: Any, st: Any, scale: Any, z_slope: Any, out: Any) -> None:
+    """The gradient's row, scale * dz * slope, to `out`, or over z where that is None."""
+    of = z.dtype.type
+    of_p = scale * (st.mass + st.mass_t + st.mass_y + z_slope) / st.total
+    elements.emit_grad(z, lo, q, slope, st.top, st.top_lo, of(of_p), of(scale), out)
+    for k, _, _, dz in pivots(st, z_slope):
+        by = scale
+        if slope is not None:
+            by = scale * np.float64(slope[k])
+        elements.put(z, out, k, of(by * dz))
+
+
+@jit()
+def write_hess(
+    z: Any, lo: Any, q: Any, slope: Any, curve: Any, st: Any, scale: Any, z_slope: Any, lam2: Any, out: Any
+) -> None:
+    """The row of the second derivative's diagonal, scale * (d2z * slope^2 + dz * curve)."""
+    of = z.dtype.type
+    a = st.mass + st.mass_t + st.mass_y + z_slope
+    weights = (of(1.0 / st.total), of(a), of(lam2), of(scale))
+    elements.emit_hess(z, lo, q, slope, curve, st.top, st.top_lo, weights, out)
+    for k, p, others, dz in pivots(st, z_slope):
+        h = p * (a * others + lam2 * p)
+        if slope is not None:
+            h = h * np.float64(slope[k]) ** 2 + dz * np.float64(curve[k])
+        out[k] = of(scale * h)
+
+
+@jit()
+def soft_log_prob(witness: Any, address: Any, stride: Any, z: Any, lo: Any, st: Any) -> Any:
+    """sum_k y_k log p_k over a row of a distribution; 0 * -inf = 0, NaN in a row of NaN."""
+    total = 0.0 * st.log_total
+    for k in range(z.size):
+        gap = np.float64(z[k]) - np.float64(st.top)
+        if lo is not None:
+            gap += np.float64(lo[k]) - np.float64(st.top_lo)
+        mass = np.float64(load(witness, address + k * stride))
+        if mass != 0.0:
+            total += mass * (gap - st.log_total)
+    return total

@@ -1,0 +1,34 @@
+"""Softmax cross-entropy and its exact gradient in one fused pass, on the backend you choose."""
+
+from .backend import Answer, Backend, BackendError, LabelError, Problem
+from .functions import (
+    Evaluation,
+    cross_entropy,
+    evaluate,
+    explain,
+    log_softmax,
+    logsumexp,
+    loss_and_grad,
+    softmax,
+)
+from .select import Decision, backends, use
+
+__version__ = "0.1.0"
+__all__ = [
+    "Answer",
+    "Backend",
+    "BackendError",
+    "Decision",
+    "Evaluation",
+    "LabelError",
+    "Problem",
+    "backends",
+    "cross_entropy",
+    "evaluate",
+    "explain",
+    "log_softmax",
+    "logsumexp",
+    "loss_and_grad",
+    "softmax",
+    "use",
+]

@@ -1,0 +1,5 @@
+"""`python -m sce` is the command `sce`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,106 @@
+"""The contract: what a backend is asked, and what a backend is. The one file a backend author reads.
+
+Three things live here: `Problem` (one validated request), `Answer` (the arrays to fill) and `Backend`
+(the four names a backend module has). The formulas are in docs/math.md; the NumPy reference
+(`sce_backends/reference.py`) is their definition in code.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+TargetKind: TypeAlias = Literal["index", "distribution", "none"]
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+"""The logits' dtypes, by name: bfloat16 is ml_dtypes', which NumPy knows only by name."""
+
+
+class BackendError(RuntimeError):
+    """The backend that was named cannot take the call, or no backend can."""
+
+
+class LabelError(ValueError, IndexError):
+    """A class index lies outside [0, C) and is not `ignore_index`."""
+
+
+class Problem(NamedTuple):
+    """One validated request in canonical form. N rows of C logits; row `i` is `logits[i // B, i % B]`.
+
+    What a backend may rely on, for arrays on the host: native byte order, aligned, the shapes below,
+    values as validated (labels only where `validated`); any strides, also zero and negative ones.
+    Nothing here may be written to. With `on_device` the arrays are the caller's own objects.
+    """
+
+    # Facts: all that `Backend.refuses` may look at.
+    rows: int
+    classes: int
+    dtype: str  # of the logits: one of DTYPES
+    on_device: bool  # the logits live on a CUDA device
+    target: TargetKind
+    outputs: frozenset[str]  # the fields of Answer that are wanted
+    reduce: bool  # Answer.loss and Answer.z_loss are sums over the rows
+    validated: bool  # False: a label may be out of range; such a row's answer is NaN
+
+    # Data.
+    logits: Array  # (A, B, C), floating; in place: the same memory as Answer.grad
+    labels: NDArray[np.int64] | None = None  # (N,), for "index"
+    distribution: Array | None = None  # (A, B, C), floating, any of DTYPES, for "distribution"
+    class_weight: NDArray[np.float64] | None = None  # (C,), finite
+    sample_weight: NDArray[np.float64] | None = None  # (N,), finite
+    logit_bias: NDArray[np.float64] | None = None  # (C,), finite or -inf
+    ignore_index: int | None = None
+    label_smoothing: float = 0.0
+    temperature: float = 1.0
+    softcap: float | None = None
+    z_loss: float = 0.0
+    denominator: float = 1.0  # D; 0 for an empty mean: then every row's loss and gradient are 0
+    grad_scale: float = 1.0  # multiplies the gradient alone
+
+
+class Answer(NamedTuple):
+    """The arrays to fill; None where not wanted. Row vectors are contiguous, the others have any strides.
+
+    The loss dtype is float64 for float64 logits, else float32. A backend writes every element.
+    """
+
+    loss: Array | None = None  # (N,) in the loss dtype, or with `reduce` (1,) float64: the sum
+    z_loss: Array | None = None  # the same: the z-loss part of the loss
+    grad: Array | None = None  # (A, B, C): the logits' dtype, or float32 for half-precision logits
+    hess_diag: Array | None = None  # (A, B, C), the logits' dtype
+    log_softmax: Array | None = None  # (A, B, C), the logits' dtype
+    lse: Array | None = None  # (N,), the loss dtype
+    log_prob: Array | None = None  # (N,), the loss dtype: sum_k y_k log p_k
+    entropy: Array | None = None  # (N,), the loss dtype, nats
+    argmax: NDArray[np.int64] | None = None  # (N,)
+    correct: NDArray[np.bool_] | None = None  # (N,)
+
+
+class Backend(Protocol):
+    """A module with these names, registered under the entry point group "sce.backends"."""
+
+    @property
+    def on_device(self) -> bool:
+        """Where it computes: True for a CUDA device. `auto` never moves data to suit a backend."""
+
+    @property
+    def debug(self) -> bool:
+        """True for a slow backend made for debugging: `compare` and `check` run it only when named."""
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Why I do not take this problem, or None. Looks at the facts only; pure."""
+
+    def missing(self) -> str | None:
+        """Why this machine cannot run me, or None. May raise ImportError. Compiles nothing."""
+
+    def run(self, problem: Problem, answer: Answer) -> None:
+        """Fill the answer."""
+
+
+def cache_dir() -> str | None:
+    """Where the user wants compiled kernels kept (SCE_CACHE_DIR); None: the backend's own choice."""
+    return os.environ.get("SCE_CACHE_DIR") or None

@@ -1,0 +1,276 @@
+"""The checks of single arguments. Each error says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import DTYPES, Array, LabelError
+from .layout import as_host
+
+_INT64 = np.iinfo(np.int64)
+OUTPUTS = (
+    "loss", "grad", "lse", "log_prob", "argmax", "correct", "entropy", "hess_diag", "z_loss", "denominator",
+)  # fmt: skip
+
+
+def logits(value: Any, name: str = "logits") -> Array:
+    """Floating logits of at least one dimension."""
+    x = as_host(value, name)
+    if x.dtype.name not in DTYPES:
+        how = {
+            "i": "convert them, for instance with .astype(np.float32)",
+            "b": "convert them, for instance with .astype(np.float32)",
+            "u": "convert them, for instance with .astype(np.float32)",
+            "c": "logits are real: pass .real if the imaginary part is zero",
+            "f": "convert them with .astype(np.float64)",
+            "V": "bfloat16 data read from a file lost its type: view it with .view(ml_dtypes.bfloat16)",
+        }.get(x.dtype.kind, "logits are an array of real numbers")
+        raise TypeError(f"{name} have dtype {x.dtype}, not one of {', '.join(DTYPES)}: {how}.")
+    if x.ndim == 0:
+        raise ValueError(f"{name} are a single number: they need a class axis, as in shape (N, C).")
+    return x
+
+
+def axis(value: Any, ndim: int) -> int:
+    """The class axis, made non-negative."""
+    k = _integer("axis", value)
+    if not -ndim <= k < ndim:
+        raise ValueError(f"axis {k} is outside [{-ndim}, {ndim}) for logits of {ndim} dimension(s).")
+    return k % ndim
+
+
+def classes(shape: tuple[int, ...], axis: int) -> int:
+    """C, at least one."""
+    if shape[axis] == 0:
+        raise ValueError(f"logits of shape {shape} have no classes on axis {axis}: C must be at least 1.")
+    return shape[axis]
+
+
+def target(value: Any, shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> Array:
+    """Class indices (integers, shaped like the rows) or distributions (floating, shaped like the logits)."""
+    y = as_host(value, "target")
+    if y.dtype.kind in "iu":
+        if y.shape != rows_shape:
+            raise ValueError(_index_shape(y.shape, shape, rows_shape))
+    elif y.dtype.name in DTYPES:
+        if y.shape != shape:
+            raise ValueError(_soft_shape(y.shape, shape, rows_shape))
+    else:
+        raise TypeError(
+            f"target has dtype {y.dtype}: class indices are integers (shape {rows_shape}),"
+            f" distributions one of {', '.join(DTYPES)} (shape {shape})."
+        )
+    return y
+
+
+def _index_shape(got: tuple[int, ...], shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> str:
+    text = f"target of class indices has shape {got}; logits of shape {shape} need {rows_shape}"
+    if got == shape:
+        return f"{text}. For a distribution per row convert it with .astype(logits.dtype)."
+    if math.prod(got) == math.prod(rows_shape):
+        return f"{text}: nothing broadcasts, so reshape it with .reshape{rows_shape}."
+    return f"{text}: nothing broadcasts."
+
+
+def _soft_shape(got: tuple[int, ...], shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> str:
+    text = f"target of distributions (floating) has shape {got}; logits of shape {shape} need {shape}"
+    if got == rows_shape:
+        return f"{text}. For class indices convert it with .astype(np.int64)."
+    return f"{text}: nothing broadcasts."
+
+
+def labels(y: Array, classes: int, ignore: int | None, validate: bool) -> NDArray[np.int64]:
+    """Class indices as int64, every one in [0, C) or `ignore_index`."""
+    if validate and y.size:
+        # Python integers: an int8 or uint64 array must not wrap around in the comparison.
+        if not (int(y.min()) >= 0 and int(y.max()) < classes):
+            bad = (y < 0) | (y >= classes)
+            if ignore is not None:
+                bad &= y != ignore
+            if bad.any():
+                raise LabelError(_label_reason(y, int(np.argmax(bad)), classes))
+    if y.dtype == np.uint64:
+        y = np.minimum(y, np.uint64(_INT64.max))  # stays out of range instead of turning negative
+    return y.astype(np.int64, copy=False)
+
+
+def _label_reason(y: Array, first: int, classes: int) -> str:
+    at = tuple(int(i) for i in np.unravel_index(first, y.shape))
+    value = int(y[at])
+    where = f" at position {at[0] if len(at) == 1 else at}" if at else ""
+    text = f"label {value}{where} is outside [0, {classes}) for logits of {classes} classes"
+    if value == -100:
+        return f"{text}: to leave such rows out pass ignore_index=-100."
+    return f"{text}: check the labels, or name the one to leave out by ignore_index."
+
+
+def ignore_index(value: Any, kind: str) -> int | None:
+    """An integer, for class indices only."""
+    if value is None:
+        return None
+    k = _integer("ignore_index", value)
+    if kind != "index":
+        raise ValueError(
+            "ignore_index has no meaning for a target of distributions: leave rows out by sample_weight=0."
+        )
+    if not _INT64.min <= k <= _INT64.max:
+        raise ValueError(f"ignore_index {k} does not fit in 64 bits.")
+    return k
+
+
+def vector(
+    name: str, value: Any, shape: tuple[int, ...], what: str, validate: bool
+) -> NDArray[np.float64] | None:
+    """Finite reals of exactly this shape, as float64."""
+    v = _reals(name, value, shape, what)
+    if v is not None and validate and not np.isfinite(v).all():
+        raise ValueError(f"{name} must be finite: {_first(v, ~np.isfinite(v))}.")
+    return v
+
+
+def logit_bias(value: Any, shape: tuple[int, ...], validate: bool) -> NDArray[np.float64] | None:
+    """Reals or -inf, which removes a class, as float64."""
+    v = _reals("logit_bias", value, shape, "one bias per class")
+    if v is not None and validate and not (v < np.inf).all():
+        raise ValueError(f"logit_bias must be finite, or -inf to remove a class: {_first(v, ~(v < np.inf))}.")
+    return v
+
+
+def _reals(name: str, value: Any, shape: tuple[int, ...], what: str) -> NDArray[np.float64] | None:
+    if value is None:
+        return None
+    v = as_host(value, name)
+    if v.dtype.kind not in "iu" and v.dtype.name not in DTYPES:
+        raise TypeError(f"{name} has dtype {v.dtype}: it must hold real numbers, {what}.")
+    if v.shape != shape:
+        raise ValueError(f"{name} has shape {v.shape}, not {shape}: {what}, nothing broadcasts.")
+    return v.astype(np.float64, copy=False)
+
+
+def _first(v: Array, bad: Array) -> str:
+    at = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), v.shape))
+    return f"it holds {v[at]} at position {at[0] if len(at) == 1 else at}"
+
+
+def real(
+    name: str, value: Any, *, low: float | None = None, high: float | None = None, above: float | None = None
+) -> float:
+    """A finite real number within its limits."""
+    if isinstance(value, (bool, np.bool_, str, bytes)) or getattr(value, "ndim", 0):
+        raise TypeError(f"{name} must be a real number, got {value!r}.")
+    try:
+        v = float(value)
+    except (TypeError, ValueError) as exc:
+        raise TypeError(f"{name} must be a real number, got {value!r}.") from exc
+    legal = math.isfinite(v)
+    legal = legal and (low is None or v >= low) and (high is None or v <= high)
+    legal = legal and (above is None or v > above)
+    if not legal:
+        limits = "finite"
+        if low is not None and high is not None:
+            limits = f"in [{low:g}, {high:g}]"
+        elif low is not None:
+            limits = f"finite and at least {low:g}"
+        elif above is not None:
+            limits = f"finite and greater than {above:g}"
+        raise ValueError(f"{name} must be {limits}, got {v}.")
+    return v
+
+
+def one_of(name: str, value: Any, legal: tuple[str, ...]) -> str:
+    """One of a few words."""
+    if value in legal:
+        return str(value)
+    near = get_close_matches(str(value), legal, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {name} {value!r}; it is one of {', '.join(map(repr, legal))}.{hint}")
+
+
+def denominator(value: Any, reduction: str) -> float | None:
+    """What a mean is divided by instead of its own total weight."""
+    if value is None:
+        return None
+    if reduction != "mean":
+        raise ValueError(f'denominator replaces that of reduction="mean"; reduction is {reduction!r}.')
+    return real("denominator", value)
+
+
+def outputs(value: Any) -> tuple[str, ...]:
+    """The names of an evaluation's fields, each once."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f'outputs must be a sequence of names such as ("loss", "argmax"), got {value!r}.')
+    names = tuple(one_of("output", name, OUTPUTS) for name in value)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"outputs must name at least one field and each once, got {names!r}.")
+    return names
+
+
+def matrix_dtypes(logits: np.dtype[Any]) -> tuple[np.dtype[Any], ...]:
+    """The dtypes a gradient may have: the logits' own, or float32 for half precision."""
+    own = logits.newbyteorder("=")
+    return (own, np.dtype(np.float32)) if own.itemsize == 2 else (own,)
+
+
+def loss_dtype(logits: np.dtype[Any]) -> np.dtype[Any]:
+    """float64 for float64 logits, else float32."""
+    return np.dtype(np.float64 if logits.itemsize == 8 else np.float32)
+
+
+def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...]) -> None:
+    """An array that can be written to, of exactly this shape and one of these dtypes."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, got {type(value).__name__}.")
+    if value.shape != shape:
+        raise ValueError(f"out has shape {value.shape}; it must have {shape}.")
+    if value.dtype not in dtypes or not value.dtype.isnative:
+        names = " or ".join(d.name for d in dtypes)
+        raise TypeError(f"out has dtype {value.dtype}; it must have {names}, in native byte order.")
+    if not value.flags.writeable:
+        raise ValueError("out is read-only: pass an array that can be written to.")
+    if not value.flags.aligned:
+        raise ValueError("out is not aligned to its dtype: pass an array that np.empty made.")
+    reach = 0  # bytes spanned by the axes seen so far, from the tightest stride outwards
+    for stride, n in sorted((abs(s), n) for s, n in zip(value.strides, value.shape, strict=True) if n > 1):
+        if stride < max(reach, value.itemsize):
+            raise ValueError("out overlaps itself: several of its elements share memory.")
+        reach = stride * (n - 1) + max(reach, value.itemsize)
+
+
+def overlap(out: Array, logits: Array, inputs: dict[str, Any]) -> None:
+    """`out` shares memory with no input, or is exactly the logits (in place)."""
+    for name, x in inputs.items():
+        if not isinstance(x, np.ndarray) or not _share(out, x):
+            continue
+        if x is logits and _same(out, logits):
+            continue
+        how = "pass out=logits itself, or separate memory" if x is logits else "pass separate memory"
+        raise ValueError(f"out overlaps {name}, which would be overwritten while it is read: {how}.")
+
+
+def _same(a: Array, b: Array) -> bool:
+    return (a.ctypes.data, a.strides, a.dtype) == (b.ctypes.data, b.strides, b.dtype)
+
+
+def _share(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=100_000)
+    except np.exceptions.TooHardError:
+        return True  # too entangled to tell: refuse
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    try:
+        return operator.index(value)
+    except TypeError as exc:
+        raise TypeError(f"{name} must be an integer, got {value!r}.") from exc

@@ -1,0 +1,394 @@
+"""The public functions. Formulas, options and guarantees: docs/math.md."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from functools import cache
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+
+from . import checks
+from .backend import Answer, Array, Backend
+from .problem import Request, prepare
+from .select import Decision, decide, obtain
+
+_PER_ROW = ("lse", "log_prob", "entropy", "argmax", "correct")
+_MATRICES = ("grad", "hess_diag", "log_softmax")
+_REDUCED = ("loss", "z_loss")
+
+
+def loss_and_grad(
+    logits: Any,
+    target: Any,
+    *,
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_bias: Any = None,
+    z_loss: float = 0.0,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    denominator: float | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    grad_scale: float = 1.0,
+    out: Array | None = None,
+    validate: bool = True,
+    backend: str | None = None,
+) -> tuple[Any, Any]:
+    """Softmax cross-entropy and its exact gradient with respect to the logits, in one pass.
+
+    For a row of logits x with C classes::
+
+        z    = softcap * tanh(x / (temperature * softcap)) + logit_bias     (no softcap: x / temperature)
+        lse  = log sum_k exp(z_k)
+        q_k  = class_weight_k * ((1 - label_smoothing) * y_k + label_smoothing / C)
+        loss = sample_weight / D * (sum_k q_k * (lse - z_k) + z_loss * lse**2)
+        grad = d loss / d x
+
+    Parameters
+    ----------
+    logits:
+        Floating array, any number of dimensions >= 1, any strides: NumPy, or what NumPy can view
+        (lists, CPU tensors). float16, bfloat16 (ml_dtypes), float32 or float64; in nats. -inf masks a class.
+    target:
+        Class indices: integers in [0, C), shaped like the logits without the class axis. Or a distribution
+        per row: floating, shaped like the logits, neither normalised nor checked. Nothing broadcasts.
+    axis:
+        The class axis.
+    class_weight:
+        (C,) finite reals, w above.
+    sample_weight:
+        Finite reals shaped like an index target; may be negative. 0 leaves the row out.
+    ignore_index:
+        Rows with this label contribute exactly 0 and get an exactly zero gradient, even when they hold NaN.
+    label_smoothing:
+        In [0, 1]: this much of the target's mass is spread evenly over all C classes.
+    temperature, softcap, logit_bias:
+        How logits become z: positive, positive or None, and (C,) reals or -inf (removes the class).
+    z_loss:
+        Factor of lse**2, at least 0.
+    reduction:
+        "mean" divides by D = the sum over counted rows of sample_weight * class_weight[target]
+        (of sample_weight for distributions); "sum" and "none" have D = 1.
+    denominator:
+        Replaces the D of "mean" (micro-batches, data-parallel training, packed sequences).
+    empty:
+        The loss of a mean over nothing (D = 0): "nan" or "zero". Its gradient is 0.
+    grad_scale:
+        Multiplies the gradient alone, so that half-precision gradients do not underflow.
+    out:
+        Where the gradient goes: an array of the logits' shape and dtype (or float32 for half-precision
+        logits). `out=logits` works in place.
+    validate:
+        False skips the checks that read labels and weights; a label out of range then makes its row NaN.
+    backend:
+        A registered name, the import path of a backend, or None: `sce.use`, SCE_BACKEND, else the best.
+
+    Returns
+    -------
+    (loss, grad)
+        The loss is a NumPy scalar, or shaped like the rows for reduction="none"; float64 for float64
+        logits, else float32. The gradient has the logits' shape and dtype; for "none" it is each row's own.
+
+    Raises
+    ------
+    LabelError
+        A label out of range, with its position. It is a ValueError and an IndexError.
+    TypeError, ValueError
+        Any other wrong argument. Nothing has been written then.
+    BackendError
+        The named backend does not run, with the reason and what to install.
+
+    Examples
+    --------
+    >>> import numpy as np, sce
+    >>> logits = np.array([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> loss, grad = sce.loss_and_grad(logits, np.array([0, 2]))
+    >>> round(float(loss), 6)
+    0.753109
+    >>> grad.round(4)
+    array([[-0.1674,  0.1224,  0.045 ],
+           [ 0.1667,  0.1667, -0.3333]])
+
+    References
+    ----------
+    J. S. Bridle (1990), "Probabilistic interpretation of feedforward classification network outputs";
+    C. Szegedy et al. (2016) for label smoothing; docs/math.md derives every term.
+    """
+    request = prepare(
+        logits,
+        target,
+        outputs=("loss", "grad"),
+        axis=axis,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        temperature=temperature,
+        softcap=softcap,
+        logit_bias=logit_bias,
+        z_loss=z_loss,
+        reduction=reduction,
+        denominator=denominator,
+        empty=empty,
+        grad_scale=grad_scale,
+        out=out,
+        validate=validate,
+    )
+    values = solve(request, obtain(request.problem, backend))
+    return values["loss"], values["grad"]
+
+
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_bias: Any = None,
+    z_loss: float = 0.0,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    denominator: float | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    validate: bool = True,
+    backend: str | None = None,
+) -> Any:
+    """The loss of `loss_and_grad` alone: the same number, with no gradient computed or allocated.
+
+    Formula, shapes, options and errors: see `loss_and_grad`.
+
+    >>> import sce
+    >>> round(float(sce.cross_entropy([[0.0, 0.0]], [1])), 6)  # log 2
+    0.693147
+    """
+    request = prepare(
+        logits,
+        target,
+        outputs=("loss",),
+        axis=axis,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        temperature=temperature,
+        softcap=softcap,
+        logit_bias=logit_bias,
+        z_loss=z_loss,
+        reduction=reduction,
+        denominator=denominator,
+        empty=empty,
+        validate=validate,
+    )
+    return solve(request, obtain(request.problem, backend))["loss"]
+
+
+class Evaluation(Protocol):
+    """What `evaluate` returns: a named tuple with the fields asked for, in that order, and no others.
+
+    Per-row fields have the index target's shape; a 1-d input's are scalars.
+    """
+
+    loss: Any
+    """The loss, reduced as asked."""
+    grad: Any
+    """Its gradient with respect to the logits."""
+    lse: Any
+    """Per row: log sum_k exp(z_k)."""
+    log_prob: Any
+    """Per row: sum_k y_k log p_k, the target's log-probability; 0 in a row left out."""
+    argmax: Any
+    """Per row, int64: the class with the largest z, the lowest of a tie; the first NaN where there is one."""
+    correct: Any
+    """Per row, bool: argmax is the label (for a distribution, its argmax). False in a row left out."""
+    entropy: Any
+    """Per row, nats: -sum_k p_k log p_k."""
+    hess_diag: Any
+    """The diagonal of the loss's second derivative with respect to the logits."""
+    z_loss: Any
+    """That part of the loss, reduced the same way."""
+    denominator: Any
+    """What the reduction divides by."""
+
+
+def evaluate(
+    logits: Any,
+    target: Any,
+    *,
+    outputs: tuple[str, ...] = ("loss", "log_prob", "argmax", "correct"),
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_bias: Any = None,
+    z_loss: float = 0.0,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    denominator: float | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    grad_scale: float = 1.0,
+    out: Array | None = None,
+    validate: bool = True,
+    backend: str | None = None,
+) -> Evaluation:
+    """Exactly the `outputs` asked for, out of one pass: see `Evaluation` for the fields.
+
+    `out` is where "grad" goes, if that is asked for. Formula, shapes, options and errors: see
+    `loss_and_grad`. With y the target, w the class weights and p = softmax(z)::
+
+        hess_diag = s * ((Q + 2 z_loss lse) * p (1 - p) + 2 z_loss p**2)    chained from z to x
+
+    >>> import sce
+    >>> seen = sce.evaluate([[2.0, 0.0], [0.0, 1.0]], [0, 0], outputs=("correct", "entropy"))
+    >>> seen.correct
+    array([ True, False])
+    >>> seen.entropy.round(4)
+    array([0.3653, 0.5822])
+    """
+    names = checks.outputs(outputs)
+    if out is not None and "grad" not in names:
+        raise ValueError('out is where the gradient goes: name "grad" among the outputs.')
+    request = prepare(
+        logits,
+        target,
+        outputs=(name for name in names if name != "denominator"),
+        axis=axis,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        temperature=temperature,
+        softcap=softcap,
+        logit_bias=logit_bias,
+        z_loss=z_loss,
+        reduction=reduction,
+        denominator=denominator,
+        empty=empty,
+        grad_scale=grad_scale,
+        out=out,
+        validate=validate,
+    )
+    values = solve(request, obtain(request.problem, backend))
+    values["denominator"] = np.float64(request.problem.denominator)
+    return cast(Evaluation, _record(names)(*(values[name] for name in names)))
+
+
+def softmax(
+    x: Any, *, axis: int = -1, temperature: float = 1.0, out: Array | None = None, backend: str | None = None
+) -> Any:
+    """exp(x_k / T) / sum_j exp(x_j / T) along `axis`, in the shape and dtype of x.
+
+    It is the gradient of `logsumexp`, and runs as that: see docs/math.md. -inf gives exactly 0; a row with
+    NaN, +inf or nothing but -inf is NaN. `out` may be x itself. Errors as for `loss_and_grad`.
+
+    >>> import sce
+    >>> sce.softmax([0.0, 0.0, float("-inf")])
+    array([0.5, 0.5, 0. ])
+    """
+    request = prepare(x, outputs=("grad",), axis=axis, temperature=temperature, reduction="none", out=out)
+    # d logsumexp(x / T) / dx carries a factor 1 / T that softmax does not.
+    problem = request.problem._replace(grad_scale=request.problem.temperature)
+    return solve(request._replace(problem=problem), obtain(problem, backend))["grad"]
+
+
+def log_softmax(
+    x: Any, *, axis: int = -1, temperature: float = 1.0, out: Array | None = None, backend: str | None = None
+) -> Any:
+    """x_k / T - log sum_j exp(x_j / T) along `axis`, in the shape and dtype of x.
+
+    Accurate in every entry, the ones close to 0 included. `out` may be x itself. Errors as for
+    `loss_and_grad`.
+
+    >>> import sce
+    >>> sce.log_softmax([0.0, -40.0])
+    array([-4.24835426e-18, -4.00000000e+01])
+    """
+    request = prepare(
+        x, outputs=("log_softmax",), axis=axis, temperature=temperature, reduction="none", out=out
+    )
+    return solve(request, obtain(request.problem, backend))["log_softmax"]
+
+
+def logsumexp(
+    x: Any, *, axis: int = -1, temperature: float = 1.0, out: Array | None = None, backend: str | None = None
+) -> Any:
+    """log sum_k exp(x_k / T) along `axis`: the shape of x without it; float64 for float64, else float32.
+
+    A row of nothing but -inf is -inf; NaN or +inf gives NaN. Errors as for `loss_and_grad`.
+
+    >>> import sce
+    >>> round(float(sce.logsumexp([1000.0, 1000.0])), 4)
+    1000.6931
+    """
+    request = prepare(x, outputs=("lse",), axis=axis, temperature=temperature, reduction="none")
+    if out is not None:
+        checks.out(out, request.layout.rows_shape, (checks.loss_dtype(request.like.dtype),))
+        checks.overlap(out, request.like, {"x": request.like})
+    value = solve(request, obtain(request.problem, backend))["lse"]
+    if out is None:
+        return value
+    out[...] = value
+    return out
+
+
+def explain(logits: Any, target: Any = None, *, backend: str | None = None, **options: Any) -> Decision:
+    """Say which backend `loss_and_grad` would use for these arguments, and why the others do not run.
+
+    >>> import sce
+    >>> print(sce.explain([[0.0, 1.0]], [1], backend="reference"))
+    reference (asked by backend=)
+    """
+    return decide(prepare(logits, target, outputs=("loss", "grad"), **options).problem, backend)
+
+
+def solve(request: Request, backend: Backend) -> dict[str, Any]:
+    """Run one prepared request on one backend: allocate, run, and hand back the caller's shapes."""
+    problem, layout = request.problem, request.layout
+    loss_dtype = checks.loss_dtype(request.like.dtype)
+    given: dict[str, Array] = {}  # shaped like the logits
+    answer: dict[str, Array] = {}  # the canonical form of the same memory
+    for name in problem.outputs:
+        if name in _MATRICES:
+            given[name] = request.out if request.out is not None and name != "hess_diag" else _empty(request)
+            view = layout.view(given[name])
+            answer[name] = np.empty(problem.logits.shape, given[name].dtype) if view is None else view
+        elif name in _REDUCED and problem.reduce:
+            answer[name] = np.zeros(1)
+        else:
+            dtype = {"argmax": np.dtype(np.int64), "correct": np.dtype(np.bool_)}.get(name, loss_dtype)
+            answer[name] = np.empty(problem.rows, dtype)
+    if problem.rows:
+        backend.run(problem, Answer(**answer))
+
+    values: dict[str, Any] = {}
+    for name, x in answer.items():
+        if name in _MATRICES:
+            if not np.may_share_memory(x, given[name]):
+                layout.write(x, given[name])
+            values[name] = given[name]
+        elif name in _REDUCED and problem.reduce:
+            values[name] = loss_dtype.type(x[0] if problem.denominator else request.empty)
+        else:
+            values[name] = x.reshape(layout.rows_shape)[()]  # [()] makes a 0-d array a scalar
+    return values
+
+
+def _empty(request: Request) -> Array:
+    """A matrix like the logits: their shape, dtype and memory order, in native byte order."""
+    like = request.like
+    return np.empty_like(like, dtype=like.dtype.newbyteorder("="), subok=False)
+
+
+@cache
+def _record(names: tuple[str, ...]) -> Any:
+    return namedtuple("Evaluation", names)  # type: ignore[misc]  # noqa: PYI024

@@ -1,0 +1,119 @@
+"""Arrays as callers have them, and the canonical rows that backends see."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .backend import Array
+
+_CUDA = (2, 13)  # DLPack's device types kDLCUDA and kDLCUDAManaged
+
+
+def on_device(x: object) -> bool:
+    """True where the data lives on a CUDA device."""
+    if x is None or isinstance(x, np.ndarray):
+        return False
+    if hasattr(x, "__cuda_array_interface__"):
+        return True
+    where = getattr(x, "__dlpack_device__", None)
+    return where is not None and where()[0] in _CUDA
+
+
+def as_host(x: Any, name: str) -> Array:
+    """NumPy's view of host data, without a copy where the protocols allow it."""
+    if isinstance(x, np.ndarray):
+        if isinstance(x, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name} is a masked array, and its mask would be lost: pass {name}.data and"
+                " exclude rows by sample_weight or ignore_index."
+            )
+        return x
+    try:
+        if hasattr(x, "__array__") or not hasattr(x, "__dlpack__"):
+            return np.asarray(x)
+        return np.asarray(np.from_dlpack(x))
+    except Exception as exc:
+        raise TypeError(f"{name} cannot be read as an array: {exc}") from exc
+
+
+def native(x: Array) -> Array:
+    """The same values in native byte order, aligned."""
+    if x.dtype.isnative and x.flags.aligned:
+        return x
+    return x.astype(x.dtype.newbyteorder("="))
+
+
+class Layout(NamedTuple):
+    """How N-d arrays with a class axis become (A, B, C) with row `i` at [i // B, i % B].
+
+    Two row axes, not one, because the rows of (N, C, H, W) with axis=1 step through memory in two strides:
+    with them the usual layouts are plain views and nothing is transposed in a temporary.
+    """
+
+    shape: tuple[int, ...]  # the logits'
+    axis: int  # class axis, not negative
+    split: int  # the row axes before it make A, the others B
+
+    @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """The index target's shape."""
+        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+
+    def view(self, x: Array) -> Array | None:
+        """`x`, shaped like the logits, as a view of shape (A, B, C), or None where there is none."""
+        moved = np.moveaxis(x, self.axis, -1)
+        if self.split not in _splits(moved):
+            return None
+        return moved.reshape(self._canonical)
+
+    def read(self, x: Array) -> Array:
+        """The view, or a copy where there is none."""
+        view = self.view(x)
+        if view is not None:
+            return view
+        return np.ascontiguousarray(np.moveaxis(x, self.axis, -1)).reshape(self._canonical)
+
+    def write(self, rows: Array, x: Array) -> None:
+        """Put (A, B, C) rows that are no view of `x` back into `x`."""
+        moved = np.moveaxis(x, self.axis, -1)
+        moved[...] = rows.reshape(moved.shape)
+
+    @property
+    def _canonical(self) -> tuple[int, int, int]:
+        rows = self.rows_shape
+        before, after = 1, 1
+        for n in rows[: self.split]:
+            before *= n
+        for n in rows[self.split :]:
+            after *= n
+        return before, after, self.shape[self.axis]
+
+
+def layout(axis: int, *arrays: Array) -> Layout:
+    """The layout under which as many of the arrays as possible (the first one above all) are views."""
+    shape = arrays[0].shape
+    found = range(len(shape))
+    for x in arrays:
+        options = _splits(np.moveaxis(x, axis, -1))
+        both = range(max(found.start, options.start), min(found.stop, options.stop))
+        found = both or found
+    return Layout(shape, axis, found[-1])
+
+
+def _splits(moved: Array) -> range:
+    """The numbers of leading axes that may be merged into A such that the rest merges into B, as views.
+
+    Neighbouring axes merge when one step of the outer is a full run of the inner.
+    """
+    first, last, outer = 0, moved.ndim - 1, -1
+    if moved.size == 0:
+        return range(first, last + 1)
+    for inner in range(moved.ndim - 1):
+        if moved.shape[inner] == 1:
+            continue
+        if outer >= 0 and moved.strides[outer] != moved.strides[inner] * moved.shape[inner]:
+            first, last = max(first, outer + 1), min(last, inner)
+        outer = inner
+    return range(first, last + 1)

@@ -1,0 +1,157 @@
+"""Turn a call's arguments into a Problem: the defaults and the order of the checks, once for all backends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import checks
+from .backend import Array, BackendError, Problem, TargetKind
+from .layout import Layout, layout, native, on_device
+
+_BLOCK = 1 << 16  # rows summed at once, so that the temporaries of a denominator stay small
+
+
+class Request(NamedTuple):
+    """A Problem, and what the public functions need to hand its answer back in the caller's shapes."""
+
+    problem: Problem
+    layout: Layout
+    like: Array  # the logits as given: new matrices take their memory order
+    out: Array | None
+    empty: float  # the loss of an empty mean
+
+
+def prepare(
+    logits: Any,
+    target: Any = None,
+    *,
+    outputs: Iterable[str],
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_bias: Any = None,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    empty: str = "nan",
+    grad_scale: float = 1.0,
+    out: Any = None,
+    validate: bool = True,
+) -> Request:
+    """Check everything, then build. Without a target: softmax and its relatives (q = 0, Q = 1)."""
+    arrays = {
+        "logits": logits,
+        "target": target,
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "logit_bias": logit_bias,
+        "out": out,
+    }
+    if placed := [name for name, x in arrays.items() if on_device(x)]:
+        hosted = [name for name, x in arrays.items() if x is not None and name not in placed]
+        raise BackendError(_device_reason(placed, hosted))
+
+    x = checks.logits(logits)
+    axis = checks.axis(axis, x.ndim)
+    classes = checks.classes(x.shape, axis)
+    rows_shape = x.shape[:axis] + x.shape[axis + 1 :]
+    rows = math.prod(rows_shape)
+
+    kind: TargetKind = "none"
+    labels: Array | None = None
+    soft: Array | None = None
+    if target is not None:
+        y = checks.target(target, x.shape, rows_shape)
+        kind = "index" if y.dtype.kind in "iu" else "distribution"
+        labels, soft = (y, None) if kind == "index" else (None, y)
+    ignore = checks.ignore_index(ignore_index, kind)
+    w = checks.vector("class_weight", class_weight, (classes,), "one weight per class", validate)
+    u = checks.vector("sample_weight", sample_weight, rows_shape, "one weight per row", validate)
+    b = checks.logit_bias(logit_bias, (classes,), validate)
+    options: dict[str, Any] = {
+        "label_smoothing": checks.real("label_smoothing", label_smoothing, low=0.0, high=1.0),
+        "temperature": checks.real("temperature", temperature, above=0.0),
+        "softcap": None if softcap is None else checks.real("softcap", softcap, above=0.0),
+        "z_loss": checks.real("z_loss", z_loss, low=0.0),
+        "grad_scale": checks.real("grad_scale", grad_scale),
+    }
+    reduction = checks.one_of("reduction", reduction, ("none", "sum", "mean"))
+    divisor = checks.denominator(denominator, reduction)
+    empty = checks.one_of("empty", empty, ("nan", "zero"))
+    if labels is not None:
+        labels = checks.labels(labels, classes, ignore, validate)
+    if out is not None:
+        checks.out(out, x.shape, checks.matrix_dtypes(x.dtype))
+        given = {"target": soft if labels is None else labels, "class_weight": w, "sample_weight": u}
+        checks.overlap(out, x, {"logits": x, **given, "logit_bias": b})
+
+    u = None if u is None else np.ascontiguousarray(u).reshape(rows)
+    labels = None if labels is None else np.ascontiguousarray(labels).reshape(rows)
+    if reduction == "mean" and divisor is None:
+        divisor = _total_weight(rows, labels, ignore, w, u)
+    where = layout(axis, *(a for a in (x, soft, out) if a is not None))
+    problem = Problem(
+        rows=rows,
+        classes=classes,
+        dtype=x.dtype.name,
+        on_device=False,
+        target=kind,
+        outputs=frozenset(outputs),
+        reduce=reduction != "none",
+        validated=bool(validate),
+        logits=where.read(native(x)),
+        labels=labels,
+        distribution=None if soft is None else where.read(native(soft)),
+        class_weight=w,
+        sample_weight=u,
+        logit_bias=b,
+        ignore_index=ignore,
+        denominator=1.0 if divisor is None else divisor,
+        **options,
+    )
+    return Request(problem, where, x, out, math.nan if empty == "nan" else 0.0)
+
+
+def _total_weight(
+    rows: int, labels: Array | None, ignore: int | None, w: Array | None, u: Array | None
+) -> float:
+    """The denominator of a mean: the sum of u * w[y] over counted rows, of u for distributions.
+
+    The block sums are added exactly (fsum); within a block NumPy adds pairwise.
+    """
+    if labels is None or (w is None and ignore is None):
+        return float(rows) if u is None else math.fsum(u[i : i + _BLOCK].sum() for i in _starts(rows))
+    return math.fsum(
+        _block_weight(labels[i : i + _BLOCK], ignore, w, None if u is None else u[i : i + _BLOCK])
+        for i in _starts(rows)
+    )
+
+
+def _block_weight(labels: Array, ignore: int | None, w: Array | None, u: Array | None) -> float:
+    """The same for a few rows. A label out of range, legal without validation, clips."""
+    weight = np.ones(labels.shape) if w is None else w.take(labels, mode="clip")
+    if u is not None:
+        weight = weight * u
+    return float(weight.sum() if ignore is None else weight[labels != ignore].sum())
+
+
+def _starts(rows: int) -> range:
+    return range(0, rows, _BLOCK)
+
+
+def _device_reason(placed: list[str], hosted: list[str]) -> str:
+    where = f"{', '.join(placed)}: on a CUDA device"
+    if hosted:
+        return f"{where}; {', '.join(hosted)}: on the host. Move them to one place first."
+    return (
+        f"{where}. No backend of this version takes device arrays: copy them to the host first"
+        " (`.get()` in CuPy, `.cpu()` in PyTorch), or see sce.backends() for what runs here."
+    )
