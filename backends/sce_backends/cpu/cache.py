@@ -40,6 +40,15 @@ def directory() -> Path | None:
 
 def jit(**options: Any) -> Any:
     """`numba.njit` with this package's conventions: NumPy's division, and the cache above."""
+    return _cached(numba.njit, error_model="numpy", **options)
+
+
+def native_function(signature: Any) -> Any:
+    """`numba.cfunc` with the same: a compiled function with a plain C address."""
+    return _cached(numba.cfunc, signature)
+
+
+def _cached(decorator: Any, *args: Any, **options: Any) -> Any:
     path = directory()
 
     def decorate(function: Any) -> Any:
@@ -48,7 +57,7 @@ def jit(**options: Any) -> Any:
         before = config.CACHE_DIR
         config.CACHE_DIR = os.fspath(path) if path else before
         try:
-            return numba.njit(error_model="numpy", cache=path is not None, **options)(function)
+            return decorator(*args, cache=path is not None, **options)(function)
         finally:
             config.CACHE_DIR = before
 

@@ -3,32 +3,51 @@
 A chunk's size depends on the shape alone; its rows are summed in order and the chunks' sums in order, with the
 rounding errors kept (Neumaier 1974). So the loss has the same bits for any number of workers.
 
-A matrix is (witness, address, strides of A, B, C) as in memory.py; a vector is (witness, address, length).
-What is None is compiled away.
+A kernel is made for each combination of switches that changes its machine code; what is off is None there and
+compiled away. Everything else is a parameter. Kernels are C functions behind an address, so that the parallel
+loop is compiled once and not with each of them: that halves the time of a first call.
 """
 
 from __future__ import annotations
 
-from collections import namedtuple
+from functools import cache
 from typing import Any
 
+import numba as nb
 import numpy as np
+from llvmlite import ir
 from numba import prange
+from numba.extending import intrinsic
 
 from . import elements, rows
-from .cache import jit
-from .memory import view
+from .cache import jit, native_function
+from .memory import MATRIX, clear, gather, row_at, scatter, view, view_of_records
 
-Facts = namedtuple("Facts", "rows inner classes chunk direct in_place spare ignores ignored")
-Facts.__doc__ = """Shapes and switches known before the pass.
+_INTEGERS = (
+    "rows", "inner", "classes",  # the shape: row i is [i // inner, i % inner]
+    "chunk",  # rows per chunk
+    "direct",  # every matrix's rows can be worked on where they lie
+    "in_place",  # the gradient lies where the logits do
+    "ignores", "ignored",  # is there an ignore_index, and which
+)  # fmt: skip
+_FLOATS = (
+    "denominator", "grad_scale", "temperature", "softcap", "z_loss", "label_smoothing",
+    "spare",  # target mass at no class: 1 for softmax
+)  # fmt: skip
+_VECTORS = (  # addresses of contiguous arrays; 0 where there is none
+    "labels", "class_weight", "sample_weight", "logit_bias",
+    "loss", "z_loss_rows", "lse", "log_prob", "entropy", "argmax", "correct",
+    "shared_mass",  # the q of label smoothing, in the compute dtype
+    "partial",  # (chunks, 2): the sums of loss and of its z-loss part
+)  # fmt: skip
+_MATRICES = ("logits", "distribution", "grad", "hess_diag", "log_softmax")
 
-chunk: rows of a chunk; direct: every matrix's rows can be worked on where they lie; in_place: the gradient (or
-log-softmax) lies where the logits do; spare: target mass at no class (1 for softmax); ignores, ignored: is
-there an ignore_index, and which.
-"""
-Scales = namedtuple("Scales", "denominator grad temperature cap z_loss smoothing")
-PerRow = namedtuple("PerRow", "loss z_loss lse log_prob entropy argmax correct")
-PerRow.__doc__ = "Arrays of one value per row; an empty one is not wanted."
+PARAMETERS = np.dtype(
+    [(name, np.int64) for name in _INTEGERS]
+    + [(name, np.float64) for name in _FLOATS]
+    + [(name, np.int64) for name in _VECTORS]
+    + [(name, MATRIX) for name in _MATRICES]
+)
 
 
 @jit()
@@ -47,155 +66,168 @@ def finish(total: Any, error: Any) -> Any:
 
 
 @jit()
-def at(matrix: Any, a: Any, b: Any) -> Any:
-    """The address of a row."""
-    return matrix[1] + a * matrix[2] + b * matrix[3]
-
-
-@jit()
-def target_of(i: Any, facts: Any, scales: Any, labels: Any, class_weight: Any, sample_weight: Any) -> Any:
-    """(y, bump, s, counted) of a row: its class or -1, the mass there, its scale, and is it left out.
+def target_of(i: Any, p: Any) -> Any:
+    """(y, bump, s, counted) of row i: its class or -1, the mass it adds there, its scale, is it left out.
 
     A label out of range, which only `validate=False` lets through, makes the scale NaN.
     """
-    u = sample_weight[i] if sample_weight.size else 1.0
+    u = view(1.0, p.sample_weight, p.rows)[i] if p.sample_weight else 1.0
     y, bump, known = np.int64(-1), 0.0, True
-    if labels.size:
-        y = labels[i]
-        if facts.ignores and y == facts.ignored:
+    if p.labels:
+        y = view(np.int64(0), p.labels, p.rows)[i]
+        if p.ignores and y == p.ignored:
             u = 0.0
-        if y < 0 or y >= facts.classes:
+        if y < 0 or y >= p.classes:
             y, known = np.int64(-1), False
         else:
-            bump = 1.0 - scales.smoothing
-            if class_weight.size:
-                bump *= class_weight[y]
+            bump = 1.0 - p.label_smoothing
+            if p.class_weight:
+                bump *= view(1.0, p.class_weight, p.classes)[y]
     counted = u != 0.0
-    s = u / scales.denominator if counted and scales.denominator != 0.0 else 0.0
+    s = u / p.denominator if counted and p.denominator != 0.0 else 0.0
     return y, bump, s if known or s == 0.0 else np.nan, counted
 
 
 @jit()
 def work(
-    first: Any, last: Any, one: Any, facts: Any, scales: Any, label_at: Any, class_weight_at: Any,
-    sample_weight_at: Any, bias_at: Any, shared_mass: Any, affine: Any, capped: Any, entropy: Any, x: Any, soft: Any, grad: Any, hess: Any, log_p: Any, per_row: Any, partial: Any,
+    first: Any, last: Any, parameters: Any, one: Any, smooth: Any, affine: Any, capped: Any, soft: Any,
+    entropy: Any, grad: Any, hess: Any, log_p: Any,
 ) -> None:  # fmt: skip
-    """Chunks first .. last. `one` has the compute dtype; `shared_mass` is the q of label smoothing."""
-    n = facts.classes
-    labels = view(label_at[0], label_at[1], label_at[2])
-    class_weight = view(class_weight_at[0], class_weight_at[1], class_weight_at[2])
-    sample_weight = view(sample_weight_at[0], sample_weight_at[1], sample_weight_at[2])
-    bias = view(bias_at[0], bias_at[1], bias_at[2])
-    of = type(one)
-    scratch = np.empty(0 if facts.direct else n, of)
+    """Chunks first .. last. `one` has the compute dtype; the switches after it are True or None."""
+    p = view_of_records(PARAMETERS, parameters)[0]
+    partial = view(1.0, p.partial, 2 * last)
+    n, of = p.classes, type(one)
+    bias = view(1.0, p.logit_bias, n if p.logit_bias else 0)
+    class_weight = view(1.0, p.class_weight, n if p.class_weight else 0)
+    scratch = np.empty(0 if p.direct else n, of)
+    spare = np.empty(n if hess is not None or log_p is not None or soft is not None else 0, of)
     if affine is None:
         lo = None
     else:
         lo = np.empty(n, of)
     if capped is None:
-        slope, curve = None, None
+        slope = None
+        curve = None
     else:
-        slope, curve = np.empty(n, of), np.empty(n, of)
-    if soft is None:
-        q = shared_mass
-    else:
+        slope = np.empty(n, of)
+        curve = np.empty(n, of)
+    if soft is not None:
         q = np.empty(n, of)
-    if hess is not None or log_p is not None:
-        wide = np.empty(n, of)
-    # A row left out needs no pass where only its zeros are asked for.
-    skip = log_p is None and not (per_row.lse.size or per_row.entropy.size or per_row.argmax.size)
-    t_scale = scales.temperature if capped is None else 1.0  # under a soft cap the slope has it
+    elif smooth is not None:
+        q = view(one, p.shared_mass, n)
+    else:
+        q = None
+    wants_rows = p.lse or p.entropy or p.argmax  # what a row that is left out has to say, too
+    by_t = p.temperature if capped is None else 1.0  # under a soft cap the slope has it
 
     for chunk in range(first, last):
         total, error, z_total, z_error = 0.0, 0.0, 0.0, 0.0
-        for i in range(chunk * facts.chunk, min(facts.rows, (chunk + 1) * facts.chunk)):
-            a, b = i // facts.inner, i % facts.inner
-            y, bump, s, counted = target_of(i, facts, scales, labels, class_weight, sample_weight)
+        for i in range(chunk * p.chunk, min(p.rows, (chunk + 1) * p.chunk)):
+            a, b = i // p.inner, i % p.inner
+            y, bump, s, counted = target_of(i, p)
             loss, z_loss, log_prob, best, truth = 0.0, 0.0, 0.0, np.int64(0), y
-            if s != 0.0 or not skip or (counted and (per_row.log_prob.size or per_row.correct.size)):
-                z = view(one, at(x, a, b), n)
-                if not facts.direct:
+            if s != 0.0 or counted or wants_rows or log_p is not None:
+                z = view(one, row_at(p.logits, a, b), n)
+                if not p.direct:
                     z = scratch
-                    rows.gather(x[0], at(x, a, b), x[4], z)
-                if per_row.argmax.size or per_row.correct.size:
-                    best = rows.find_top(z, None)
+                    gather(p.logits, a, b, z)
+                if p.argmax or p.correct:
+                    best = rows.find_top(z, None)  # without a bias z grows with x, and rounding ties none
                 if capped is not None:
-                    elements.soft_cap(z, lo, slope, curve, scales.temperature, scales.cap, bias)
+                    elements.soft_cap(z, lo, slope, curve, p.temperature, p.softcap, bias)
                 elif affine is not None:
-                    elements.affine(z, lo, scales.temperature, bias)
-                if bias.size:
+                    elements.affine(z, lo, p.temperature, bias)
+                if bias.size and (p.argmax or p.correct):
                     best = rows.find_top(z, lo)
                 if soft is not None:
-                    rows.gather_mass(soft[0], at(soft, a, b), soft[4], class_weight, scales.smoothing, q)
-                st = rows.statistics(z, lo, q, y, bump, facts.spare, entropy)
+                    gather(p.distribution, a, b, q)
+                    rows.spread_mass(q, class_weight, p.label_smoothing)
+                st = rows.statistics(z, lo, q, y, bump, p.spare, entropy)
+
                 z_slope = 0.0
-                if scales.z_loss != 0.0:
-                    z_loss = scales.z_loss * st.lse * st.lse
-                    z_slope = 2.0 * scales.z_loss * st.lse
+                if p.z_loss != 0.0:
+                    z_loss = p.z_loss * st.lse * st.lse
+                    z_slope = 2.0 * p.z_loss * st.lse
                 loss, z_loss = s * (st.core + z_loss), s * z_loss
-                log_prob = -(st.log_total - st.gap_y)
-                if labels.size and y < 0:
+                log_prob = st.gap_y - st.log_total
+                if p.labels and y < 0:
                     log_prob = np.nan
-                if soft is not None and per_row.log_prob.size:
-                    log_prob = rows.soft_log_prob(soft[0], at(soft, a, b), soft[4], z, lo, st)
-                if soft is not None and per_row.correct.size:
-                    truth = rows.find_largest(soft[0], at(soft, a, b), soft[4], n)
-                if per_row.lse.size:
-                    per_row.lse[i] = st.lse
-                if per_row.entropy.size:
-                    per_row.entropy[i] = st.entropy
+                if soft is not None and (p.log_prob or p.correct):
+                    gather(p.distribution, a, b, spare)
+                    log_prob = rows.soft_log_prob(z, lo, spare, st)
+                    truth = rows.find_top(spare, None)
+                if p.lse:
+                    view(one, p.lse, p.rows)[i] = st.lse
+                if entropy is not None:
+                    view(one, p.entropy, p.rows)[i] = st.entropy
                 if hess is not None and s != 0.0:
-                    rows.write_hess(
-                        z, lo, q, slope, curve, st, s / (t_scale * t_scale), z_slope, 2.0 * scales.z_loss, wide
-                    )
-                    rows.scatter(wide, hess[0], at(hess, a, b), hess[4])
+                    scale = s / (by_t * by_t)
+                    rows.write_hess(z, lo, q, slope, curve, st, scale, z_slope, 2.0 * p.z_loss, spare)
+                    scatter(spare, p.hess_diag, a, b)
                 if log_p is not None:
-                    elements.emit_log_softmax(z, lo, st.top, st.top_lo, of(st.log_total), wide)
-                    rows.scatter(wide, log_p[0], at(log_p, a, b), log_p[4])
+                    elements.emit_log_softmax(z, lo, st.top, st.top_lo, of(st.log_total), spare)
+                    scatter(spare, p.log_softmax, a, b)
                 if grad is not None and s != 0.0:
-                    scale = scales.grad * s / t_scale
-                    if facts.direct and not facts.in_place:
-                        out = view(one, at(grad, a, b), n)
-                        rows.write_grad(z, lo, q, slope, st, scale, z_slope, out)
+                    scale = p.grad_scale * s / by_t
+                    if p.direct and not p.in_place:
+                        rows.write_grad(z, lo, q, slope, st, scale, z_slope, view(one, row_at(p.grad, a, b), n))
                     else:
                         rows.write_grad(z, lo, q, slope, st, scale, z_slope, None)
-                        if not facts.direct:
-                            rows.scatter(z, grad[0], at(grad, a, b), grad[4])
-            if s == 0.0:
+                        if not p.direct:
+                            scatter(z, p.grad, a, b)
+            if s == 0.0:  # exact zeros, whatever the row holds
                 loss, z_loss = 0.0, 0.0
                 if hess is not None:
-                    rows.clear(hess[0], at(hess, a, b), hess[4], n)
+                    clear(p.hess_diag, a, b, n)
                 if grad is not None:
-                    rows.clear(grad[0], at(grad, a, b), grad[4], n)
-            if per_row.loss.size:
-                per_row.loss[i] = loss
-            if per_row.z_loss.size:
-                per_row.z_loss[i] = z_loss
-            if per_row.log_prob.size:
-                per_row.log_prob[i] = log_prob if counted else 0.0
-            if per_row.argmax.size:
-                per_row.argmax[i] = best
-            if per_row.correct.size:
-                per_row.correct[i] = counted and best == truth
+                    clear(p.grad, a, b, n)
+            if p.loss:
+                view(one, p.loss, p.rows)[i] = loss
+            if p.z_loss_rows:
+                view(one, p.z_loss_rows, p.rows)[i] = z_loss
+            if p.log_prob:
+                view(one, p.log_prob, p.rows)[i] = log_prob if counted else 0.0
+            if p.argmax:
+                view(np.int64(0), p.argmax, p.rows)[i] = best
+            if p.correct:
+                view(np.uint8(0), p.correct, p.rows)[i] = counted and best == truth
             total, error = add(total, error, loss)
             z_total, z_error = add(z_total, z_error, z_loss)
-        partial[chunk, 0] = finish(total, error)
-        partial[chunk, 1] = finish(z_total, z_error)
+        partial[2 * chunk] = finish(total, error)
+        partial[2 * chunk + 1] = finish(z_total, z_error)
 
 
-@jit(parallel=True)
-def launch(
-    workers: Any, one: Any, facts: Any, scales: Any, label_at: Any, class_weight_at: Any,
-    sample_weight_at: Any, bias_at: Any, shared_mass: Any, affine: Any, capped: Any,
-    entropy: Any, x: Any, soft: Any, grad: Any, hess: Any, log_p: Any, per_row: Any, partial: Any,
-) -> Any:  # fmt: skip
-    """Every row. Returns the sums of the losses and of their z-loss parts."""
+@cache
+def kernel(dtype: str, switches: tuple[bool | None, ...]) -> Any:
+    """The C function `void (first, last, parameters)` for a dtype and `work`'s switches. Kept: it owns its code."""
+    one = np.dtype(dtype).type(1)
+    smooth, affine, capped, soft, entropy, grad, hess, log_p = switches
+
+    def chunks(first, last, parameters):  # type: ignore[no-untyped-def]
+        work(first, last, parameters, one, smooth, affine, capped, soft, entropy, grad, hess, log_p)
+
+    return native_function(nb.void(nb.int64, nb.int64, nb.int64))(chunks)
+
+
+@intrinsic
+def _call(typingctx: Any, function: Any, first: Any, last: Any, parameters: Any) -> Any:
+    """Call a kernel by its address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        pointer = ir.FunctionType(ir.VoidType(), [word, word, word]).as_pointer()
+        builder.call(builder.inttoptr(args[0], pointer), args[1:])
+        return context.get_dummy_value()
+
+    return nb.void(nb.int64, nb.int64, nb.int64, nb.int64), codegen
+
+
+@jit(parallel=True, nogil=True)
+def launch(function: Any, parameters: Any, partial: Any, workers: Any) -> Any:
+    """Run a kernel over all chunks. Returns the sums of the losses and of their z-loss parts."""
     chunks = partial.shape[0]
     for w in prange(workers):
-        work(
-            chunks * w // workers, chunks * (w + 1) // workers, one, facts, scales, label_at,
-            class_weight_at, sample_weight_at, bias_at, shared_mass, affine, capped, entropy, x, soft, grad, hess, log_p, per_row, partial,
-        )  # fmt: skip
+        _call(function, chunks * w // workers, chunks * (w + 1) // workers, parameters)
     total, error, z_total, z_error = 0.0, 0.0, 0.0, 0.0
     for chunk in range(chunks):
         total, error = add(total, error, partial[chunk, 0])

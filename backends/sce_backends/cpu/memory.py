@@ -1,9 +1,8 @@
-"""Rows of logits by address: views of contiguous ones, and loads and stores for the rest.
+"""Rows by address: views of those that can be worked on in place, and copies in and out for the rest.
 
-Addresses, because Numba would compile every kernel again for each combination of layouts and for read-only
-arrays. A matrix arrives as (witness, address, strides in bytes of A, B and C), where the witness is a zero of
-the dtype. Half types, which Numba's CPU target lacks, travel as integers of their width: int16 is a float16,
-uint16 a bfloat16.
+Addresses and dtype numbers, because Numba would compile every kernel again for each dtype, each combination
+of layouts and for read-only arrays. Half types, which Numba's CPU target lacks, are read and written as
+integers of their width: int16 stands for float16, uint16 for bfloat16.
 """
 
 from __future__ import annotations
@@ -11,10 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import numba as nb
+import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from .cache import inline
+from .cache import inline, jit
+
+FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = range(4)
+
+MATRIX = np.dtype([(name, np.int64) for name in ("dtype", "address", "of_a", "of_b", "of_c")])
+"""A matrix of rows: one of the four numbers above, its address, and its strides in bytes. Address 0: none."""
 
 
 @intrinsic
@@ -29,9 +34,29 @@ def _pointer(typingctx: Any, witness: Any, address: Any) -> Any:
 
 
 @inline()
+def row_at(matrix: Any, a: Any, b: Any) -> Any:
+    """The address of row (a, b)."""
+    return matrix.address + a * matrix.of_a + b * matrix.of_b
+
+
+@inline()
 def view(witness: Any, address: Any, n: Any) -> Any:
     """n contiguous values at an address, as an array that owns nothing."""
     return nb.carray(_pointer(witness, address), n)
+
+
+@inline()
+def view_of_records(dtype: Any, address: Any) -> Any:
+    """The same for a structured dtype: one record."""
+    return nb.carray(_void_pointer(address), 1, dtype)
+
+
+@intrinsic
+def _void_pointer(typingctx: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(nb.types.voidptr))
+
+    return nb.types.voidptr(address), codegen
 
 
 @intrinsic
@@ -72,13 +97,64 @@ def narrow(typingctx: Any, x: Any, witness: Any) -> Any:
     return witness(x, witness), codegen
 
 
-@inline()
-def load(witness: Any, address: Any) -> Any:
-    """One value, widened."""
-    return widen(_pointer(witness, address)[0])
+@jit()
+def _gather(witness: Any, address: Any, stride: Any, out: Any) -> None:
+    source = view(witness, address, out.size)
+    if stride == source.itemsize:
+        for k in range(out.size):
+            out[k] = widen(source[k])
+    else:
+        for k in range(out.size):
+            out[k] = widen(_pointer(witness, address + k * stride)[0])
 
 
-@inline()
-def store(witness: Any, address: Any, value: Any) -> None:
-    """One value, narrowed."""
-    _pointer(witness, address)[0] = narrow(value, witness)
+@jit()
+def gather(row: Any, a: Any, b: Any, out: Any) -> None:
+    """Row (a, b) of a matrix of any dtype and strides into a contiguous one of the compute dtype."""
+    address = row_at(row, a, b)
+    if row.dtype == FLOAT16:
+        _gather(np.int16(0), address, row.of_c, out)
+    elif row.dtype == BFLOAT16:
+        _gather(np.uint16(0), address, row.of_c, out)
+    elif row.dtype == FLOAT32:
+        _gather(np.float32(0), address, row.of_c, out)
+    else:
+        _gather(np.float64(0), address, row.of_c, out)
+
+
+@jit()
+def _scatter(row: Any, witness: Any, address: Any, stride: Any) -> None:
+    into = view(witness, address, row.size)
+    if stride == into.itemsize:
+        for k in range(row.size):
+            into[k] = narrow(row[k], witness)
+    else:
+        for k in range(row.size):
+            _pointer(witness, address + k * stride)[0] = narrow(row[k], witness)
+
+
+@jit()
+def scatter(row: Any, matrix: Any, a: Any, b: Any) -> None:
+    """The way back: a contiguous row of the compute dtype to row (a, b) of a matrix."""
+    address = row_at(matrix, a, b)
+    if matrix.dtype == FLOAT16:
+        _scatter(row, np.int16(0), address, matrix.of_c)
+    elif matrix.dtype == BFLOAT16:
+        _scatter(row, np.uint16(0), address, matrix.of_c)
+    elif matrix.dtype == FLOAT32:
+        _scatter(row, np.float32(0), address, matrix.of_c)
+    else:
+        _scatter(row, np.float64(0), address, matrix.of_c)
+
+
+@jit()
+def clear(matrix: Any, a: Any, b: Any, n: Any) -> None:
+    """Zeros in row (a, b); every dtype's zero is all bits zero."""
+    address = row_at(matrix, a, b)
+    for k in range(n):
+        if matrix.dtype <= BFLOAT16:
+            _pointer(np.uint16(0), address + k * matrix.of_c)[0] = np.uint16(0)
+        elif matrix.dtype == FLOAT32:
+            _pointer(np.float32(0), address + k * matrix.of_c)[0] = np.float32(0)
+        else:
+            _pointer(np.float64(0), address + k * matrix.of_c)[0] = 0.0

@@ -1,4 +1,4 @@
-"""One row: bring it in, find its statistics, write what is wanted. The formulas are docs/math.md's.
+"""One row: find its statistics, write what is wanted. The formulas are docs/math.md's.
 
 A row's statistics are its maximum `top` at class t, and sums over the classes that are neither t nor the target
 y. The terms of t and y are added by hand in float64, so that 1 - p_t and 1 - p_y are sums of the others and
@@ -18,7 +18,6 @@ from numba.extending import overload
 
 from . import elements
 from .cache import jit
-from .memory import load, narrow, store, view, widen
 from .vector_math import difference_error
 
 BLOCK = 1024  # classes summed in the compute dtype before the sum goes on in float64
@@ -52,45 +51,12 @@ def _cut(x: Any, a: Any, b: Any) -> Any:
 
 
 @jit()
-def gather(witness: Any, address: Any, stride: Any, out: Any) -> None:
-    """A row of any dtype and stride into a contiguous one of the compute dtype."""
-    source = view(witness, address, out.size)
-    if stride == source.itemsize:
-        for k in range(out.size):
-            out[k] = widen(source[k])
-    else:
-        for k in range(out.size):
-            out[k] = load(witness, address + k * stride)
-
-
-@jit()
-def scatter(row: Any, witness: Any, address: Any, stride: Any) -> None:
-    """The way back: a contiguous row of the compute dtype to any dtype and stride."""
-    into = view(witness, address, row.size)
-    if stride == into.itemsize:
-        for k in range(row.size):
-            into[k] = narrow(row[k], witness)
-    else:
-        for k in range(row.size):
-            store(witness, address + k * stride, row[k])
-
-
-@jit()
-def clear(witness: Any, address: Any, stride: Any, n: Any) -> None:
-    """A row of zeros."""
-    for k in range(n):
-        store(witness, address + k * stride, 0.0)
-
-
-@jit()
-def gather_mass(
-    witness: Any, address: Any, stride: Any, weight: Any, smoothing: Any, out: Any
-) -> None:
-    """q_k = w_k ((1 - eps) y_k + eps / n) from a row of a distribution."""
-    keep, spread = 1.0 - smoothing, smoothing / out.size
-    for k in range(out.size):
-        mass = keep * load(witness, address + k * stride) + spread
-        out[k] = mass * weight[k] if weight.size else mass
+def spread_mass(q: Any, weight: Any, smoothing: Any) -> None:
+    """A row of a distribution y becomes q_k = w_k ((1 - eps) y_k + eps / n)."""
+    keep, spread = 1.0 - smoothing, smoothing / q.size
+    for k in range(q.size):
+        mass = keep * q[k] + spread
+        q[k] = mass * weight[k] if weight.size else mass
 
 
 @jit()
@@ -110,19 +76,6 @@ def find_top(z: Any, lo: Any) -> Any:
         for k in range(t + 1, z.size):
             if z[k] == top and lo[k] > lo[t]:
                 t = k
-    return t
-
-
-@jit()
-def find_largest(witness: Any, address: Any, stride: Any, n: Any) -> Any:
-    """The same for a row of any dtype and stride."""
-    best, t = load(witness, address), 0
-    for k in range(1, n):
-        v = load(witness, address + k * stride)
-        if best != best:
-            break
-        if v > best or v != v:
-            best, t = v, k
     return t
 
 
@@ -242,14 +195,13 @@ def write_hess(
 
 
 @jit()
-def soft_log_prob(witness: Any, address: Any, stride: Any, z: Any, lo: Any, st: Any) -> Any:
-    """sum_k y_k log p_k over a row of a distribution; 0 * -inf = 0, NaN in a row of NaN."""
+def soft_log_prob(z: Any, lo: Any, y: Any, st: Any) -> Any:
+    """sum_k y_k log p_k for a distribution's row y; 0 * -inf = 0, NaN in a row of NaN."""
     total = 0.0 * st.log_total
     for k in range(z.size):
         gap = np.float64(z[k]) - np.float64(st.top)
         if lo is not None:
             gap += np.float64(lo[k]) - np.float64(st.top_lo)
-        mass = np.float64(load(witness, address + k * stride))
-        if mass != 0.0:
-            total += mass * (gap - st.log_total)
+        if y[k] != 0.0:
+            total += y[k] * (gap - st.log_total)
     return total
