@@ -88,14 +88,13 @@ def _soft_shape(got: tuple[int, ...], shape: tuple[int, ...], rows_shape: tuple[
 
 def labels(y: Array, classes: int, ignore: int | None, validate: bool) -> NDArray[np.int64]:
     """Class indices as int64, every one in [0, C) or `ignore_index`."""
-    if validate and y.size:
-        # Python integers: an int8 or uint64 array must not wrap around in the comparison.
-        if not (int(y.min()) >= 0 and int(y.max()) < classes):
-            bad = (y < 0) | (y >= classes)
-            if ignore is not None:
-                bad &= y != ignore
-            if bad.any():
-                raise LabelError(_label_reason(y, int(np.argmax(bad)), classes))
+    # Python integers: an int8 or uint64 array must not wrap around in the comparison.
+    if validate and y.size and not (int(y.min()) >= 0 and int(y.max()) < classes):
+        bad = (y < 0) | (y >= classes)
+        if ignore is not None:
+            bad &= y != ignore
+        if bad.any():
+            raise LabelError(_label_reason(y, int(np.argmax(bad)), classes))
     if y.dtype == np.uint64:
         y = np.minimum(y, np.uint64(_INT64.max))  # stays out of range instead of turning negative
     return y.astype(np.int64, copy=False)
@@ -163,7 +162,7 @@ def real(
     name: str, value: Any, *, low: float | None = None, high: float | None = None, above: float | None = None
 ) -> float:
     """A finite real number within its limits."""
-    if isinstance(value, (bool, np.bool_, str, bytes)) or getattr(value, "ndim", 0):
+    if isinstance(value, (bool, np.bool_, str, bytes)) or getattr(value, "ndim", None):
         raise TypeError(f"{name} must be a real number, got {value!r}.")
     try:
         v = float(value)
@@ -262,7 +261,7 @@ def _share(a: Array, b: Array) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=100_000)
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]  # any int is legal
     except np.exceptions.TooHardError:
         return True  # too entangled to tell: refuse
 

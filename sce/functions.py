@@ -391,4 +391,4 @@ def _empty(request: Request) -> Array:
 
 @cache
 def _record(names: tuple[str, ...]) -> Any:
-    return namedtuple("Evaluation", names)  # type: ignore[misc]  # noqa: PYI024
+    return namedtuple("Evaluation", names)

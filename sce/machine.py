@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def copiers(source: Array, target: Array, pool: ThreadPoolExecutor | None) -> di
     if pool is not None and n > 1:
         cuts = np.linspace(0, src.size, n + 1).astype(np.int64)
         cuts[1:-1] &= ~4095  # whole pages: two threads never write into one cache line
-        parts = [(dst[a:b], src[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        parts = [(dst[a:b], src[a:b]) for a, b in pairwise(cuts)]
         ways[n] = lambda: list(pool.map(lambda part: np.copyto(*part), parts))
     return ways
 

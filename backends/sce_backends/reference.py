@@ -31,29 +31,76 @@ def missing() -> str | None:
     return None
 
 
+@np.errstate(all="ignore")  # NaN and infinities in a row are that row's answer, not a warning
 def run(problem: Problem, answer: Answer) -> None:
     outer, inner, classes = problem.logits.shape
     step = max(1, _BLOCK // (classes * inner))
     wide = max(1, _BLOCK // classes)
     sums = {"loss": 0.0, "z_loss": 0.0}
+    row = np.arange(outer * inner).reshape(outer, inner)
     for a in range(0, outer, step):
         for b in range(0, inner, wide):
             tile = (slice(a, a + step), slice(b, b + wide))
-            values = _rows(problem, tile)
-            for name, got in values.items():
+            for name, got in _outputs(problem, tile, row[tile].reshape(-1)).items():
                 into: Any = getattr(answer, name)
-                if into is None:
-                    continue
                 if name in sums and problem.reduce:
                     sums[name] += got.sum()
                 elif into.ndim == 3:
                     into[tile] = got.reshape(into[tile].shape).astype(into.dtype)
                 else:
-                    into.reshape(outer, inner)[tile] = got.reshape(into.reshape(outer, inner)[tile].shape)
+                    into[row[tile].reshape(-1)] = got
     for name in sums:
         into = getattr(answer, name)
         if into is not None and problem.reduce:
             into[0] = sums[name]
+
+
+def _outputs(problem: Problem, tile: tuple[slice, slice], rows: Array) -> dict[str, Array]:
+    """Every wanted output for the n rows of a tile, each as (n,) or (n, C)."""
+    x = _wide(problem.logits[tile], problem.classes)
+    z, slope, curve = _transform(problem, x)
+    target = _target(problem, tile, rows, x)
+    counted, known, s = _scales(problem, rows, target.label, x)
+    st = _statistics(z, target)
+    lam = problem.z_loss
+    wanted = problem.outputs
+    out = {}
+
+    of_z = lam * st.lse**2 if lam else np.zeros_like(st.lse)
+    if "loss" in wanted:
+        core = _dot(target.q, st.neg_log_p) + target.spare * st.lse
+        out["loss"] = _by_row(s, np.where(known, core + of_z, np.nan))
+    if "z_loss" in wanted:
+        out["z_loss"] = _by_row(s, np.where(known, of_z, np.nan))
+
+    if "grad" in wanted or "hess_diag" in wanted:
+        z_slope = np.reshape(2 * lam * st.lse if lam else np.zeros_like(st.lse), (-1, 1))
+        # Q p - q, written as (Q - q) p - q (1 - p): nothing cancels when p is close to 1.
+        others = target.spare + _sum_of_others(target.q, st.pivots)
+        dz = others * st.p - target.q * st.one_minus_p + z_slope * st.p
+        if "grad" in wanted:
+            out["grad"] = _by_row(problem.grad_scale * s, dz * slope, known)
+        if "hess_diag" in wanted:
+            mass = target.spare + target.q.sum(axis=1, keepdims=True)
+            d2z = (mass + z_slope) * st.p * st.one_minus_p + 2 * lam * st.p**2
+            out["hess_diag"] = _by_row(s, d2z * slope**2 + dz * curve, known)
+
+    if "lse" in wanted:
+        out["lse"] = st.lse
+    if "log_softmax" in wanted:
+        out["log_softmax"] = -st.neg_log_p
+    if "entropy" in wanted:
+        out["entropy"] = st.log_total + _dot(st.p, -st.d)
+    if "log_prob" in wanted:
+        log_prob = np.where(known, -_dot(target.y, st.neg_log_p), np.nan)
+        out["log_prob"] = np.where(counted, log_prob, 0)
+    # Without a bias z grows with x, so x decides what rounding ties in z.
+    best = (x if problem.logit_bias is None else z).argmax(axis=1)
+    if "argmax" in wanted:
+        out["argmax"] = best
+    if "correct" in wanted:
+        out["correct"] = counted & known & (best == target.y.argmax(axis=1))
+    return out
 
 
 class _Transformed(NamedTuple):
@@ -64,119 +111,107 @@ class _Transformed(NamedTuple):
 
 def _transform(problem: Problem, x: Array) -> _Transformed:
     """z = cap * tanh(x / (T * cap)) + b. Infinities pass through the soft cap."""
-    t, cap = problem.temperature, problem.softcap
+    real = x.dtype.type
+    t = real(problem.temperature)
     bias = 0.0 if problem.logit_bias is None else problem.logit_bias
-    if cap is None:
-        return _Transformed(x / t + bias, 1 / x.dtype.type(t), 0.0)
-    u = x / (t * x.dtype.type(cap))
+    if problem.softcap is None:
+        return _Transformed(x / t + bias, 1 / t, 0.0)
+    cap = real(problem.softcap)
+    u = x / (t * cap)
     tanh = np.tanh(u)
     sech2 = 1 / np.cosh(u) ** 2  # 1 - tanh^2 without the cancellation
     z = np.where(np.isinf(x), x, cap * tanh) + bias
-    return _Transformed(z, sech2 / t, -2 * tanh * sech2 / (t * t * x.dtype.type(cap)))
+    return _Transformed(z, sech2 / t, -2 * tanh * sech2 / (t * t * cap))
 
 
-@np.errstate(all="ignore")  # NaN and infinities in a row are that row's answer, not a warning
-def _rows(problem: Problem, tile: tuple[slice, slice]) -> dict[str, Array]:
-    """Every wanted output for one tile of rows, each as (n,) or (n, C)."""
-    raw = problem.logits[tile]
-    classes = problem.classes
-    n = raw.shape[0] * raw.shape[1]
-    x = raw.reshape(n, classes).astype(np.promote_types(_wide(raw.dtype), np.float64))
-    outer, inner, _ = problem.logits.shape
-    rows = np.arange(outer * inner).reshape(outer, inner)[tile].reshape(n)
-    i = np.arange(n)
-    z, slope, curve = _transform(problem, x)
+class _Target(NamedTuple):
+    y: Array  # (n, C): one-hot for an index
+    q: Array  # (n, C): the mass w ((1 - eps) y + eps / C)
+    label: Array | None  # (n,), for an index target; a label out of range counts as 0 here
+    spare: float  # mass at no class: softmax is the gradient of logsumexp, which has q = 0 and Q = 1
 
-    # The target: q_k and, where it is an index, its class y.
-    w = np.ones(classes) if problem.class_weight is None else problem.class_weight
-    eps = problem.label_smoothing
-    counted = np.ones(n, bool)
-    known = np.ones(n, bool)  # False: a label out of range, which makes the row NaN
-    y = None
+
+def _target(problem: Problem, tile: tuple[slice, slice], rows: Array, x: Array) -> _Target:
+    real = x.dtype.type
     if problem.target == "none":
-        q = np.zeros_like(x)
+        return _Target(np.zeros_like(x), np.zeros_like(x), None, 1.0)
+    label = None
+    if problem.labels is not None:
+        label = problem.labels[rows]
+        y = np.zeros_like(x)
+        y[np.arange(len(y)), np.where((label >= 0) & (label < problem.classes), label, 0)] = 1
     else:
-        if problem.target == "index":
-            assert problem.labels is not None
-            label = problem.labels[rows]
-            if problem.ignore_index is not None:
-                counted = label != problem.ignore_index
-            known = (label >= 0) & (label < classes)
-            y = np.where(known, label, 0)
-            target = np.zeros_like(x)
-            target[i, y] = 1
-        else:
-            assert problem.distribution is not None
-            target = problem.distribution[tile].reshape(n, classes).astype(x.dtype)
-        q = w * ((1 - x.dtype.type(eps)) * target + x.dtype.type(eps) / classes)
-    u = np.ones(n) if problem.sample_weight is None else problem.sample_weight[rows]
-    counted &= u != 0
-    s = np.where(counted & (problem.denominator != 0), u, 0).astype(x.dtype)
-    s = s / (problem.denominator or 1.0)
+        assert problem.distribution is not None
+        y = _wide(problem.distribution[tile], problem.classes).astype(x.dtype)
+    eps = real(problem.label_smoothing)
+    w = 1.0 if problem.class_weight is None else problem.class_weight
+    return _Target(y, w * ((1 - eps) * y + eps / problem.classes), label, 0.0)
 
-    # The row's statistics: maximum t, and the sums that leave out t, y or both.
+
+def _scales(problem: Problem, rows: Array, label: Array | None, x: Array) -> tuple[Array, Array, Array]:
+    """(counted, known, s): is a row not left out, is its label in range, and s = u / D, 0 where left out."""
+    u = np.ones(len(rows)) if problem.sample_weight is None else problem.sample_weight[rows]
+    counted = u != 0
+    known = np.ones(len(rows), bool)
+    if label is not None:
+        known = (label >= 0) & (label < problem.classes)
+        if problem.ignore_index is not None:
+            counted &= label != problem.ignore_index
+    empty = problem.denominator == 0
+    s = np.where(counted & (not empty), u, 0).astype(x.dtype) / (1.0 if empty else problem.denominator)
+    return counted, known, s
+
+
+class _Statistics(NamedTuple):
+    d: Array  # (n, C): z_k - z_t
+    p: Array  # (n, C)
+    one_minus_p: Array  # (n, C): sums of the others at the pivots
+    neg_log_p: Array  # (n, C), >= 0
+    log_total: Array  # (n,): log of S = sum_k exp(d_k)
+    lse: Array  # (n,)
+    pivots: tuple[Array, Array]  # t and y
+
+
+def _statistics(z: Array, target: _Target) -> _Statistics:
+    i = np.arange(len(z))
     t = z.argmax(axis=1)
-    top = z[i, t][:, None]
-    d, err = _two_diff(z, top)
+    y = t if target.label is None else target.y.argmax(axis=1)
+    top = z[i, t]
+    d, err = _two_diff(z, top[:, None])
     e = np.exp(d) * (1 + err)
-    e[i, t] = np.where(np.isnan(d[i, t]), np.nan, 1)
-    pivot = t if y is None else y
-    others = e.copy()
-    others[i, t] = 0
-    others[i, pivot] = 0
-    rest = others.sum(axis=1)  # over k not in {y, t}
-    same = pivot == t
-    r_t = rest + np.where(same, 0, e[i, pivot])  # over k != t
-    r_y = rest + np.where(same, 0, e[i, t])  # over k != y
+    rest = e.copy()
+    rest[i, t] = rest[i, y] = 0
+    rest = rest.sum(axis=1)  # over k not in {t, y}
+    r_t = rest + np.where(t == y, 0, e[i, y])  # over k != t
+    r_y = rest + np.where(t == y, 0, e[i, t])  # over k != y
     total = r_t + e[i, t]
-    log_total = np.log1p(r_t)
+    # e at the maximum is 1, or NaN for a row of nothing but -inf or with +inf: that row is NaN.
+    log_total = np.log1p(r_t + (e[i, t] - 1))
     p = e / total[:, None]
-    lse = np.where(top[:, 0] == -np.inf, -np.inf, top[:, 0] + log_total)
-    neg_log_p = log_total[:, None] - (d + np.where(np.isfinite(d), err, 0))  # -log p_k >= 0
-
-    # Loss. 0 * inf is 0: no target mass on a masked class costs nothing.
-    mass = q.sum(axis=1)  # Q
-    zl = problem.z_loss * lse * lse if problem.z_loss else np.zeros(n)
-    core = _dot(q, neg_log_p) + 0 * total if problem.target != "none" else lse
-    core, zl = np.where(known, core, np.nan), np.where(known, zl, np.nan)
-    out = {"loss": np.where(s == 0, 0, s * (core + zl)), "z_loss": np.where(s == 0, 0, s * zl)}
-    if problem.target == "none":
-        mass = np.ones(n)
-    outputs = problem.outputs
-
-    # Gradient: Q p - q, written at the pivots without the cancellation of p - 1.
     one_minus_p = 1 - p
     one_minus_p[i, t] = r_t / total
-    one_minus_p[i, pivot] = r_y / total
-    z_slope = (2 * problem.z_loss * lse)[:, None] if problem.z_loss else np.zeros((n, 1))
-    dz = mass[:, None] * p - q
-    for k in (t, pivot):
+    one_minus_p[i, y] = r_y / total
+    lse = np.where(top == -np.inf, -np.inf, top + log_total)
+    return _Statistics(d, p, one_minus_p, log_total[:, None] - (d + err), log_total, lse, (t, y))
+
+
+def _sum_of_others(q: Array, pivots: tuple[Array, Array]) -> Array:
+    """(n, C): Q - q_k, at the pivots as the sum of the others."""
+    i = np.arange(len(q))
+    others: Array = q.sum(axis=1, keepdims=True) - q
+    for k in pivots:
         without = q.copy()
         without[i, k] = 0
-        dz[i, k] = (
-            (mass if problem.target == "none" else without.sum(axis=1)) * p[i, k]
-            - q[i, k] * one_minus_p[i, k]
-        )  # fmt: skip
-    dz = np.where(known[:, None], dz + z_slope * p, np.nan)
-    if "grad" in outputs:
-        by_row = (problem.grad_scale * s)[:, None]
-        out["grad"] = np.where(by_row == 0, 0, by_row * dz * slope)
-    if "hess_diag" in outputs:
-        h = (mass[:, None] + z_slope) * p * one_minus_p + 2 * problem.z_loss * p * p
-        h = np.where(known[:, None], h, np.nan)
-        out["hess_diag"] = np.where(s[:, None] == 0, 0, s[:, None] * (h * slope**2 + dz * curve))
+        others[i, k] = without.sum(axis=1)
+    return others
 
-    # What a row says beside its loss.
-    out["lse"] = lse
-    out["log_softmax"] = -neg_log_p
-    out["entropy"] = log_total + _dot(p, -d)
-    # Without a bias z grows with x, so x decides ties that rounding made in z.
-    best = (x if problem.logit_bias is None else z).argmax(axis=1)
-    out["argmax"] = best
-    if problem.target != "none":
-        out["log_prob"] = np.where(counted, np.where(known, -_dot(target, neg_log_p), np.nan), 0)
-        out["correct"] = counted & known & (best == target.argmax(axis=1))
-    return out
+
+def _by_row(s: Array, value: Array, known: Array | None = None) -> Array:
+    """s * value; exactly 0 where s is, whatever the value; NaN where the label is unknown."""
+    if value.ndim == 2:
+        s = s[:, None]
+        value = value if known is None else np.where(known[:, None], value, np.nan)
+    return np.where(s == 0, 0, s * value)
 
 
 def _dot(weight: Array, value: Array) -> Array:
@@ -186,13 +221,14 @@ def _dot(weight: Array, value: Array) -> Array:
 
 
 def _two_diff(a: Array, b: Array) -> tuple[Array, Array]:
-    """a - b and its rounding error (Knuth): their sum is exact. The error of an infinite difference is 0."""
+    """a - b and its rounding error (Knuth): their sum is exact. An infinite difference has no error."""
     d = a - b
     back = d - a
     err = (a - (d - back)) - (b + back)
     return d, np.where(np.isfinite(d), err, 0)
 
 
-def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """bfloat16 has no promotion rule with float64 in NumPy."""
-    return np.dtype(np.float64) if dtype.itemsize == 2 else dtype
+def _wide(x: Array, classes: int) -> Array:
+    """(A, B, C) of any dtype as (n, C) in float64, or longdouble."""
+    dtype = np.longdouble if x.dtype == np.longdouble else np.float64
+    return np.asarray(x.reshape(-1, classes), dtype)

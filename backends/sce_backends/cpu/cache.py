@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
+import numba.extending
 from platformdirs import user_cache_path
 
 from sce.backend import cache_dir
@@ -54,6 +54,7 @@ def _cached(decorator: Any, *args: Any, **options: Any) -> Any:
     def decorate(function: Any) -> Any:
         # Numba reads the directory when it decorates. It is set for just that long: other code's kernels
         # stay where their authors want them.
+        config: Any = numba.config
         before = config.CACHE_DIR
         config.CACHE_DIR = os.fspath(path) if path else before
         try:
@@ -70,3 +71,8 @@ def inline(fastmath: Any = frozenset({"contract"})) -> Any:
     Numba's `inline="always"` would give it the caller's, and `reassoc` there folds error terms to zero.
     """
     return numba.njit(error_model="numpy", forceinline=True, fastmath=set(fastmath))
+
+
+def intrinsic(function: Any) -> Any:
+    """`numba.extending.intrinsic`, whose declared type forgets that the typing context is not passed."""
+    return numba.extending.intrinsic(function)

@@ -1,8 +1,8 @@
 """The loops over one row's classes: plain loops that LLVM vectorises, one job each.
 
 Arguments: z (n,) the transformed logits and lo (n,) the part of them that z's dtype cannot hold, or None;
-top and top_lo the same of the row's maximum; q (n,) the target's mass, or None; slope and curve (n,) dz/dx and
-d2z/dx2 under a soft cap, or None. What is None is compiled away. All in the row's compute dtype.
+top and top_lo the same of the row's maximum; q (n,) the target's mass, or None; slope and curve (n,) dz/dx
+and d2z/dx2 under a soft cap, or None. What is None is compiled away. All in the row's compute dtype.
 
 Only sums carry `reassoc`: it lets LLVM keep one partial sum per vector lane. The order this gives depends on
 the vector width, never on the number of threads.
@@ -90,7 +90,9 @@ def sum_mass_gap(z: Any, lo: Any, q: Any, top: Any, top_lo: Any) -> Any:
 
 
 @jit(fastmath={"contract"})
-def emit_grad(z: Any, lo: Any, q: Any, slope: Any, top: Any, top_lo: Any, of_p: Any, of_q: Any, out: Any) -> None:
+def emit_grad(
+    z: Any, lo: Any, q: Any, slope: Any, top: Any, top_lo: Any, of_p: Any, of_q: Any, out: Any
+) -> None:
     """out_k = (of_p * exp(z_k - top) - of_q * q_k) * slope_k; over z where `out` is None.
 
     That is no convenience: given one array twice, LLVM's alias check fails and the loop runs scalar.

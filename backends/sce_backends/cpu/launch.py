@@ -1,7 +1,7 @@
 """All rows: the parallel loop over workers, each with its scratch and a share of fixed chunks of rows.
 
-A chunk's size depends on the shape alone; its rows are summed in order and the chunks' sums in order, with the
-rounding errors kept (Neumaier 1974). So the loss has the same bits for any number of workers.
+A chunk's size depends on the shape alone; its rows are summed in order and the chunks' sums in order, with
+the rounding errors kept (Neumaier 1974). So the loss has the same bits for any number of workers.
 
 A kernel is made for each combination of switches that changes its machine code; what is off is None there and
 compiled away. Everything else is a parameter. Kernels are C functions behind an address, so that the parallel
@@ -17,10 +17,9 @@ import numba as nb
 import numpy as np
 from llvmlite import ir
 from numba import prange
-from numba.extending import intrinsic
 
 from . import elements, rows
-from .cache import jit, native_function
+from .cache import intrinsic, jit, native_function
 from .memory import MATRIX, clear, gather, row_at, scatter, view, view_of_records
 
 _INTEGERS = (
@@ -101,7 +100,7 @@ def work(
     class_weight = view(1.0, p.class_weight, n if p.class_weight else 0)
     scratch = np.empty(0 if p.direct else n, of)
     spare = np.empty(n if hess is not None or log_p is not None or soft is not None else 0, of)
-    if affine is None:
+    if affine is None:  # noqa: SIM108  Numba drops the branch of a None; in an expression it would type both
         lo = None
     else:
         lo = np.empty(n, of)
@@ -170,7 +169,9 @@ def work(
                 if grad is not None and s != 0.0:
                     scale = p.grad_scale * s / by_t
                     if p.direct and not p.in_place:
-                        rows.write_grad(z, lo, q, slope, st, scale, z_slope, view(one, row_at(p.grad, a, b), n))
+                        rows.write_grad(
+                            z, lo, q, slope, st, scale, z_slope, view(one, row_at(p.grad, a, b), n)
+                        )
                     else:
                         rows.write_grad(z, lo, q, slope, st, scale, z_slope, None)
                         if not p.direct:
@@ -199,7 +200,10 @@ def work(
 
 @cache
 def kernel(dtype: str, switches: tuple[bool | None, ...]) -> Any:
-    """The C function `void (first, last, parameters)` for a dtype and `work`'s switches. Kept: it owns its code."""
+    """The C function `void (first, last, parameters)` for a dtype and `work`'s switches.
+
+    The object is kept, not its address alone: it owns the code.
+    """
     one = np.dtype(dtype).type(1)
     smooth, affine, capped, soft, entropy, grad, hess, log_p = switches
 

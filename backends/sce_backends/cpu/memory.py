@@ -12,9 +12,9 @@ from typing import Any
 import numba as nb
 import numpy as np
 from llvmlite import ir
-from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
-from .cache import inline, jit
+from .cache import inline, intrinsic, jit
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = range(4)
 
@@ -42,13 +42,13 @@ def row_at(matrix: Any, a: Any, b: Any) -> Any:
 @inline()
 def view(witness: Any, address: Any, n: Any) -> Any:
     """n contiguous values at an address, as an array that owns nothing."""
-    return nb.carray(_pointer(witness, address), n)
+    return carray(_pointer(witness, address), n)
 
 
 @inline()
 def view_of_records(dtype: Any, address: Any) -> Any:
     """The same for a structured dtype: one record."""
-    return nb.carray(_void_pointer(address), 1, dtype)
+    return carray(_void_pointer(address), 1, dtype)
 
 
 @intrinsic

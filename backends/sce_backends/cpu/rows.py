@@ -1,8 +1,8 @@
 """One row: find its statistics, write what is wanted. The formulas are docs/math.md's.
 
-A row's statistics are its maximum `top` at class t, and sums over the classes that are neither t nor the target
-y. The terms of t and y are added by hand in float64, so that 1 - p_t and 1 - p_y are sums of the others and
-never differences: that keeps the confident regime exact.
+A row's statistics are its maximum `top` at class t, and sums over the classes that are neither t nor the
+target y. The terms of t and y are added by hand in float64, so that 1 - p_t and 1 - p_y are sums of the
+others and never differences: that keeps the confident regime exact.
 
 Conventions: n classes; z, lo, q, slope, curve as in elements.py; y = -1 where the target is no single class.
 """
@@ -22,12 +22,14 @@ from .vector_math import difference_error
 
 BLOCK = 1024  # classes summed in the compute dtype before the sum goes on in float64
 
-Stats = namedtuple("Stats", "t y top top_lo gap_y exp_y rest total log_total lse entropy mass mass_t mass_y core")
+Stats = namedtuple(
+    "Stats", "t y top top_lo gap_y exp_y rest total log_total lse entropy mass mass_t mass_y core"
+)
 Stats.__doc__ = """What the passes over a row found, in float64 (top and top_lo in the compute dtype).
 
-y is t where the target is t or no single class, and then gap_y, exp_y and mass_y are 0. gap_y = z_y - top;
-exp_y its exponential; rest = sum over k not in {t, y} of exp(z_k - top); total = S; log_total = log S; mass = sum of q_k over k not in {t, y}; mass_t and mass_y the
-target's mass there; core = sum_k q_k (lse - z_k).
+y is t where the target is t or no single class, and then gap_y, exp_y and mass_y are 0. gap_y = z_y - top and
+exp_y its exponential; rest = sum over k not in {t, y} of exp(z_k - top); total = S; log_total = log S; mass =
+sum of q_k over k not in {t, y}; mass_t and mass_y the target's mass there; core = sum_k q_k (lse - z_k).
 """
 
 
@@ -80,9 +82,7 @@ def find_top(z: Any, lo: Any) -> Any:
 
 
 @jit()
-def sums(
-    z: Any, lo: Any, q: Any, entropy: Any, top: Any, top_lo: Any, start: Any, end: Any
-) -> Any:
+def sums(z: Any, lo: Any, q: Any, entropy: Any, top: Any, top_lo: Any, start: Any, end: Any) -> Any:
     """Over classes start .. end: sum of e, of e * gap, of q, of q * gap, where gap = top - z."""
     e, e_gap, mass, mass_gap = 0.0, 0.0, 0.0, 0.0
     for a in range(start, end, BLOCK):
@@ -155,7 +155,7 @@ def statistics(z: Any, lo: Any, q: Any, y: Any, bump: Any, spare: Any, entropy: 
 
 @jit()
 def pivots(st: Any, z_slope: Any) -> Any:
-    """(k, p_k, 1 - p_k, dz_k) at k = t and k = y, with dz_k = (Q - q_k) p_k - q_k (1 - p_k) + 2 lam lse p_k."""
+    """(k, p_k, 1 - p_k, dz_k) at k = t and k = y: dz_k = (Q - q_k) p_k - q_k (1 - p_k) + 2 lam lse p_k."""
     p_t, others_t = 1.0 / st.total, (st.rest + st.exp_y) / st.total
     at_t = (st.t, p_t, others_t, (st.mass + st.mass_y) * p_t - st.mass_t * others_t + z_slope * p_t)
     if st.y == st.t:

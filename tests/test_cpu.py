@@ -1,0 +1,240 @@
+"""What the Numba backend promises beyond its answers: error bounds, vector code, threads, cache."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import mpmath
+import numpy as np
+import pytest
+
+import sce
+
+pytest.importorskip("numba", reason="the cpu backend needs numba: pip install 'sce[cpu]'")
+import numba
+
+from sce_backends.cpu import cache, elements, memory, vector_math
+
+
+@numba.njit(error_model="numpy")
+def exp_all(d, err, out):
+    for k in range(d.size):
+        out[k] = vector_math.exp(d[k], err[k])
+
+
+@numba.njit
+def widen_all(x, out):
+    for k in range(x.size):
+        out[k] = memory.widen(x[k])
+
+
+@numba.njit
+def narrow_all(x, witness, out):
+    for k in range(x.size):
+        out[k] = memory.narrow(x[k], witness)
+
+
+@numba.njit
+def maximum_of(a, b):
+    return vector_math.maximum(a, b)
+
+
+@pytest.mark.parametrize(("dtype", "lowest"), [(np.float32, -87.3), (np.float64, -708.3)])
+def test_exp_is_within_its_bound(dtype, lowest):
+    rng = np.random.default_rng(1)
+    d = np.concatenate([rng.uniform(lowest, 0, 4000), -np.logspace(-12, 0, 500), [0.0]]).astype(dtype)
+    err = (rng.uniform(-0.5, 0.5, d.size) * np.spacing(np.abs(d))).astype(dtype)
+    got = np.empty_like(d)
+    exp_all(d, err, got)
+    with mpmath.workdps(40):
+        want = [mpmath.exp(mpmath.mpf(float(a)) + mpmath.mpf(float(b))) for a, b in zip(d, err, strict=True)]
+        ulp = [
+            abs(mpmath.mpf(float(g)) - w) / mpmath.mpf(float(np.spacing(dtype(float(w)))))
+            for g, w in zip(got, want, strict=True)
+        ]
+    assert max(ulp) <= 1.1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exp_at_the_edges(dtype):
+    d = np.array([0.0, -np.inf, np.nan, -1e30, -800.0], dtype)
+    got = np.empty_like(d)
+    exp_all(d, np.zeros_like(d), got)
+    np.testing.assert_array_equal(got, np.array([1, 0, np.nan, 0, 0], dtype))
+
+
+def test_the_polynomials_are_chebyshev_fits():
+    """The coefficients in the source are what mpmath finds for (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2."""
+    source = Path(vector_math.__file__).read_text(encoding="utf-8")
+    bodies = re.findall(r"p = (?:F32\()?([\d.e+-]+)\)?\n((?: +p = p \* r \+ .*\n)+)", source)
+    assert len(bodies) == 2
+    with mpmath.workdps(50):
+        half = mpmath.log(2) / 2 * mpmath.mpf("1.0002")
+
+        def tail(r):
+            return (mpmath.expm1(r) - r) / r**2 if abs(r) > 1e-12 else mpmath.mpf(1) / 2 + r / 6
+
+        for (first, rest), dtype in zip(bodies, (np.float32, np.float64), strict=True):
+            written = [float(v) for v in [first, *re.findall(r"\+ (?:F32\()?([\d.e+-]+)", rest)]]
+            fitted = mpmath.chebyfit(tail, [-half, half], len(written), asc=True)[::-1]
+            assert [dtype(v) for v in written] == [dtype(float(c)) for c in fitted]
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_half_types_convert_like_numpy(name):
+    half = np.dtype(np.float16)
+    if name == "bfloat16":
+        half = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    integer = np.int16 if name == "float16" else np.uint16
+    everything = np.arange(1 << 16, dtype=np.uint16)
+    wide = np.empty(1 << 16, np.float32)
+    widen_all(everything.view(integer), wide)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(wide, everything.view(half).astype(np.float32))
+    rng = np.random.default_rng(2)
+    x = rng.integers(0, 1 << 32, 200_000, dtype=np.uint32).view(np.float32)
+    x = np.concatenate([x, np.array([np.nan, -np.nan, np.inf, -np.inf, 65519.0, 65520.0, 1e-8], np.float32)])
+    back = np.empty(x.size, integer)
+    narrow_all(x, integer(0), back)
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = x.astype(half)
+    np.testing.assert_array_equal(back.view(half).astype(np.float32), want.astype(np.float32))
+
+
+def test_maximum_keeps_nan():
+    for dtype in (np.float32, np.float64):
+        nan, one = dtype(np.nan), dtype(1)
+        assert np.isnan(maximum_of(nan, one))
+        assert np.isnan(maximum_of(one, nan))
+        assert maximum_of(dtype(-np.inf), one) == 1
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 register names")
+@pytest.mark.parametrize("loop", ["sum_exp", "largest", "emit_grad"])
+def test_the_loops_are_vector_code(loop):
+    """A scalar loop is an order of magnitude slower, and nothing but the machine code tells."""
+    compiled = getattr(elements, loop)
+    function = numba.njit(error_model="numpy", fastmath=compiled.targetoptions["fastmath"])(compiled.py_func)
+    z, one = np.zeros(64, np.float32), np.float32(0)
+    args = {"sum_exp": (z, None, one, one), "largest": (z,)}.get(
+        loop, (z, None, None, None, one, one, one, one, None)
+    )
+    function(*args)
+    (asm,) = function.inspect_asm().values()
+    instruction = {"largest": r"v?maxps|vcmp\w*ps"}.get(loop, r"v?(?:fmadd|fnmadd|mul)\w*ps")
+    packed = re.findall(rf"\s(?:{instruction})\s.*%[xyz]mm", asm)
+    assert packed, asm
+
+
+def some(n, c, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((n, c)) * 3).astype(dtype), rng.integers(0, c, n)
+
+
+@pytest.mark.parametrize(("n", "c"), [(1, 10), (700, 3), (257, 129), (40, 3000)])
+def test_the_same_bits_for_any_number_of_threads(n, c):
+    logits, target = some(n, c)
+    most = numba.get_num_threads()
+    if most < 2:
+        pytest.skip("this process has one thread")
+    answers = []
+    try:
+        for threads in (1, 2, most):
+            numba.set_num_threads(threads)
+            loss, grad = sce.loss_and_grad(logits, target, backend="cpu")
+            answers.append((loss.tobytes(), grad.tobytes()))
+    finally:
+        numba.set_num_threads(most)
+    assert len(set(answers)) == 1
+
+
+def test_threads_may_call_at_once():
+    logits, target = some(300, 50)
+    want = sce.loss_and_grad(logits, target, backend="cpu")[1].tobytes()
+    seen = []
+
+    def call():
+        seen.extend(sce.loss_and_grad(logits, target, backend="cpu")[1].tobytes() for _ in range(20))
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(seen) == 160
+    assert set(seen) == {want}
+
+
+@pytest.mark.parametrize("c", [1023, 1024, 1025, 2048, 4099])
+def test_targets_and_maxima_at_the_edges_of_blocks(c):
+    """Sums run in blocks of 1024 between the target and the maximum; every border must be right."""
+    borders = [k for k in (0, 1, 1022, 1023, 1024, 1025, 2047, 2048, c - 2, c - 1) if k < c]
+    logits, _ = some(len(borders) ** 2, c, np.float64)
+    target = np.repeat(borders, len(borders))
+    logits[np.arange(len(target)), np.tile(borders, len(borders))] += 20
+    got, want = (
+        sce.loss_and_grad(logits, target, backend=name, reduction="none") for name in ("cpu", "reference")
+    )
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-15)
+    np.testing.assert_allclose(got[1], want[1], rtol=2e-15)
+
+
+CHILD = """
+import json, sys, numpy as np, sce
+loss, grad = sce.loss_and_grad(np.eye(4, dtype=np.float32), np.arange(4), backend="cpu")
+from sce_backends.cpu import cache
+print(json.dumps([float(loss), str(cache.directory())]))
+"""
+
+
+def child(**environment):
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def test_a_second_process_takes_its_kernels_from_the_cache(tmp_path):
+    (loss, where), _ = child(SCE_CACHE_DIR=str(tmp_path))
+    assert where.startswith(str(tmp_path))
+    written = sorted(tmp_path.rglob("*.nbc"))
+    assert written
+    stamps = [f.stat().st_mtime_ns for f in written]
+    (again, _), log = child(SCE_CACHE_DIR=str(tmp_path), NUMBA_DEBUG_CACHE="1")
+    assert again == loss
+    assert "data loaded from" in log
+    assert "data saved to" not in log
+    assert [f.stat().st_mtime_ns for f in sorted(tmp_path.rglob("*.nbc"))] == stamps
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    (_, where), _ = child(SCE_CACHE_DIR=str(blocked / "below"))
+    assert where == "None"
+    assert blocked.read_text() == "not a directory"
+
+
+def test_the_cache_is_named_after_every_source_file(monkeypatch, tmp_path):
+    """Numba looks at one file per kernel: a change in a file that it calls must start a new cache, too."""
+    monkeypatch.setenv("SCE_CACHE_DIR", str(tmp_path / "cache"))
+    before = cache.directory.__wrapped__()
+    package = tmp_path / "package"
+    package.mkdir()
+    for source in ("cache.py", "vector_math.py"):
+        (package / source).write_bytes(b"# changed")
+    monkeypatch.setattr(cache, "__file__", str(package / "cache.py"))
+    assert cache.directory.__wrapped__() != before
+
+
+def test_the_user_s_own_cache_directory_is_left_alone():
+    assert os.environ.get("NUMBA_CACHE_DIR", "") == numba.config.CACHE_DIR
