@@ -63,7 +63,7 @@ class Layout(NamedTuple):
 
     def view(self, x: Array) -> Array | None:
         """`x`, shaped like the logits, as a view of shape (A, B, C), or None where there is none."""
-        moved = np.moveaxis(x, self.axis, -1)
+        moved = _class_last(x, self.axis)
         if self.split not in _splits(moved):
             return None
         return moved.reshape(self._canonical)
@@ -73,11 +73,11 @@ class Layout(NamedTuple):
         view = self.view(x)
         if view is not None:
             return view
-        return np.ascontiguousarray(np.moveaxis(x, self.axis, -1)).reshape(self._canonical)
+        return np.ascontiguousarray(_class_last(x, self.axis)).reshape(self._canonical)
 
     def write(self, rows: Array, x: Array) -> None:
         """Put (A, B, C) rows that are no view of `x` back into `x`."""
-        moved = np.moveaxis(x, self.axis, -1)
+        moved = _class_last(x, self.axis)
         moved[...] = rows.reshape(moved.shape)
 
     @property
@@ -96,10 +96,14 @@ def layout(axis: int, *arrays: Array) -> Layout:
     shape = arrays[0].shape
     found = range(len(shape))
     for x in arrays:
-        options = _splits(np.moveaxis(x, axis, -1))
+        options = _splits(_class_last(x, axis))
         both = range(max(found.start, options.start), min(found.stop, options.stop))
         found = both or found
     return Layout(shape, axis, found[-1])
+
+
+def _class_last(x: Array, axis: int) -> Array:
+    return x if axis == x.ndim - 1 else np.moveaxis(x, axis, -1)
 
 
 def _splits(moved: Array) -> range:

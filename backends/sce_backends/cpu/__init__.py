@@ -106,10 +106,14 @@ def run(problem: Problem, answer: Answer) -> None:
         answer.log_softmax is not None,
     )
     function = launch.kernel(dtype.name, tuple(True if on else None for on in switches))
-    with _one_launch:
-        sums = launch.launch(function.address, _address(parameters), partial, numba.get_num_threads())
+    workers = min(numba.get_num_threads(), len(partial))
+    if workers == 1:
+        launch.launch_here(function.address, parameters.ctypes.data, len(partial))
+    else:
+        with _one_launch:
+            launch.launch(function.address, parameters.ctypes.data, len(partial), workers)
     if p.reduce:
-        for into, value in zip((answer.loss, answer.z_loss), sums, strict=True):
+        for into, value in zip((answer.loss, answer.z_loss), launch.sum_up(partial), strict=True):
             if into is not None:
                 into[0] = value
 

@@ -227,13 +227,23 @@ def _call(typingctx: Any, function: Any, first: Any, last: Any, parameters: Any)
 
 
 @jit(parallel=True, nogil=True)
-def launch(function: Any, parameters: Any, partial: Any, workers: Any) -> Any:
-    """Run a kernel over all chunks. Returns the sums of the losses and of their z-loss parts."""
-    chunks = partial.shape[0]
+def launch(function: Any, parameters: Any, chunks: Any, workers: Any) -> None:
+    """Run a kernel over all chunks."""
     for w in prange(workers):
         _call(function, chunks * w // workers, chunks * (w + 1) // workers, parameters)
+
+
+@jit(nogil=True)
+def launch_here(function: Any, parameters: Any, chunks: Any) -> None:
+    """The same on the calling thread: waking the others costs more than a small problem takes."""
+    _call(function, 0, chunks, parameters)
+
+
+@jit()
+def sum_up(partial: Any) -> Any:
+    """The sums over all chunks of the losses and of their z-loss parts."""
     total, error, z_total, z_error = 0.0, 0.0, 0.0, 0.0
-    for chunk in range(chunks):
+    for chunk in range(partial.shape[0]):
         total, error = add(total, error, partial[chunk, 0])
         z_total, z_error = add(z_total, z_error, partial[chunk, 1])
     return finish(total, error), finish(z_total, z_error)
