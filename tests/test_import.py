@@ -1,0 +1,40 @@
+"""`import sce` is cheap: nothing heavy comes with it, and it costs little over NumPy alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+ALLOWED_MS = 25.0
+_TRIES = 20  # the fastest counts: other work on the machine only ever adds
+
+# Processor time, which does not run while another process does.
+_TIME = "import numpy, time; t = time.process_time(); import sce; print(time.process_time() - t)"
+_MODULES = "import json, sys; import sce; print(json.dumps(sorted(sys.modules)))"
+
+
+def _run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_imports_nothing_heavy() -> None:
+    loaded = set(json.loads(_run(_MODULES)))
+    heavy = {
+        "numba", "llvmlite", "cuda", "cupy", "torch", "jax", "tensorflow", "scipy", "sklearn", "ml_dtypes",
+        "typer", "rich", "sce_backends",
+    }  # fmt: skip
+    assert not loaded & heavy
+    ours = {name for name in loaded if name.split(".")[0] == "sce"}
+    assert not {name for name in ours if name.startswith(("sce.cli", "sce.conformance", "sce.machine"))}
+
+
+def test_costs_little_over_numpy() -> None:
+    fastest = math.inf
+    for _ in range(_TRIES):
+        fastest = min(fastest, 1e3 * float(_run(_TIME)))
+        if fastest <= ALLOWED_MS:
+            break
+    assert fastest <= ALLOWED_MS
