@@ -81,7 +81,10 @@ class Answer(NamedTuple):
 
 
 class Backend(Protocol):
-    """A module with these names, registered under the entry point group "sce.backends"."""
+    """A module with these names, registered under the entry point group "sce.backends".
+
+    It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...).
+    """
 
     @property
     def on_device(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import DTYPES, Array, LabelError
-from .layout import as_host
+from .layout import as_host, native
 
 _INT64 = np.iinfo(np.int64)
 OUTPUTS = (
@@ -25,13 +25,12 @@ def logits(value: Any, name: str = "logits") -> Array:
     x = as_host(value, name)
     if x.dtype.name not in DTYPES:
         how = {
-            "i": "convert them, for instance with .astype(np.float32)",
-            "b": "convert them, for instance with .astype(np.float32)",
-            "u": "convert them, for instance with .astype(np.float32)",
             "c": "logits are real: pass .real if the imaginary part is zero",
             "f": "convert them with .astype(np.float64)",
-            "V": "bfloat16 data read from a file lost its type: view it with .view(ml_dtypes.bfloat16)",
-        }.get(x.dtype.kind, "logits are an array of real numbers")
+            "O": "logits are an array of real numbers",
+        }.get(x.dtype.kind, "convert them, for instance with .astype(np.float32)")
+        if x.dtype == "V2":
+            how = "bfloat16 data read from a file lost its type: view it with .view(ml_dtypes.bfloat16)"
         raise TypeError(f"{name} have dtype {x.dtype}, not one of {', '.join(DTYPES)}: {how}.")
     if x.ndim == 0:
         raise ValueError(f"{name} are a single number: they need a class axis, as in shape (N, C).")
@@ -56,6 +55,8 @@ def classes(shape: tuple[int, ...], axis: int) -> int:
 def target(value: Any, shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> Array:
     """Class indices (integers, shaped like the rows) or distributions (floating, shaped like the logits)."""
     y = as_host(value, "target")
+    if y.size == 0 and y.shape == rows_shape and not isinstance(value, np.ndarray):
+        y = y.astype(np.int64)  # an empty list has no type of its own
     if y.dtype.kind in "iu":
         if y.shape != rows_shape:
             raise ValueError(_index_shape(y.shape, shape, rows_shape))
@@ -95,9 +96,9 @@ def labels(y: Array, classes: int, ignore: int | None, validate: bool) -> NDArra
             bad &= y != ignore
         if bad.any():
             raise LabelError(_label_reason(y, int(np.argmax(bad)), classes))
-    if y.dtype == np.uint64:
+    if y.dtype.kind == "u" and y.dtype.itemsize == 8:
         y = np.minimum(y, np.uint64(_INT64.max))  # stays out of range instead of turning negative
-    return y.astype(np.int64, copy=False)
+    return native(y).astype(np.int64, copy=False)
 
 
 def _label_reason(y: Array, first: int, classes: int) -> str:
@@ -150,7 +151,7 @@ def _reals(name: str, value: Any, shape: tuple[int, ...], what: str) -> NDArray[
         raise TypeError(f"{name} has dtype {v.dtype}: it must hold real numbers, {what}.")
     if v.shape != shape:
         raise ValueError(f"{name} has shape {v.shape}, not {shape}: {what}, nothing broadcasts.")
-    return v.astype(np.float64, copy=False)
+    return native(v).astype(np.float64, copy=False)
 
 
 def _first(v: Array, bad: Array) -> str:
@@ -162,10 +163,15 @@ def real(
     name: str, value: Any, *, low: float | None = None, high: float | None = None, above: float | None = None
 ) -> float:
     """A finite real number within its limits."""
-    if isinstance(value, (bool, np.bool_, str, bytes)) or getattr(value, "ndim", None):
+    # float() alone would take text, truth values, and complex numbers less their imaginary part.
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")
+    text = isinstance(value, (bool, str, bytes, bytearray))
+    if text or kind not in "fiuV" or getattr(value, "ndim", None):
         raise TypeError(f"{name} must be a real number, got {value!r}.")
     try:
         v = float(value)
+    except OverflowError:
+        v = math.inf
     except (TypeError, ValueError) as exc:
         raise TypeError(f"{name} must be a real number, got {value!r}.") from exc
     legal = math.isfinite(v)
@@ -185,8 +191,8 @@ def real(
 
 def one_of(name: str, value: Any, legal: tuple[str, ...]) -> str:
     """One of a few words."""
-    if value in legal:
-        return str(value)
+    if isinstance(value, str) and value in legal:
+        return legal[legal.index(value)]  # not the value itself, which may be an enum's member
     near = get_close_matches(str(value), legal, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {name} {value!r}; it is one of {', '.join(map(repr, legal))}.{hint}")
@@ -199,6 +205,22 @@ def denominator(value: Any, reduction: str) -> float | None:
     if reduction != "mean":
         raise ValueError(f'denominator replaces that of reduction="mean"; reduction is {reduction!r}.')
     return real("denominator", value)
+
+
+def total_weight(value: float, validate: bool) -> float:
+    """The denominator that a mean's weights add up to."""
+    if validate and not math.isfinite(value):
+        raise ValueError(
+            "sample_weight (times class_weight) adds up to more than float64 holds: scale the weights down."
+        )
+    return value
+
+
+def switch(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
 
 
 def outputs(value: Any) -> tuple[str, ...]:
@@ -224,7 +246,7 @@ def loss_dtype(logits: np.dtype[Any]) -> np.dtype[Any]:
 
 def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...]) -> None:
     """An array that can be written to, of exactly this shape and one of these dtypes."""
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"out must be a NumPy array, got {type(value).__name__}.")
     if value.shape != shape:
         raise ValueError(f"out has shape {value.shape}; it must have {shape}.")
@@ -235,6 +257,8 @@ def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...]) -
         raise ValueError("out is read-only: pass an array that can be written to.")
     if not value.flags.aligned:
         raise ValueError("out is not aligned to its dtype: pass an array that np.empty made.")
+    if value.size == 0:
+        return
     reach = 0  # bytes spanned by the axes seen so far, from the tightest stride outwards
     for stride, n in sorted((abs(s), n) for s, n in zip(value.strides, value.shape, strict=True) if n > 1):
         if stride < max(reach, value.itemsize):
@@ -242,19 +266,19 @@ def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...]) -
         reach = stride * (n - 1) + max(reach, value.itemsize)
 
 
-def overlap(out: Array, logits: Array, inputs: dict[str, Any]) -> None:
-    """`out` shares memory with no input, or is exactly the logits (in place)."""
+def overlap(out: Array, inputs: dict[str, Array], in_place: tuple[str, ...] = ()) -> None:
+    """`out` shares memory with no input, unless it is exactly one that may be worked on in place."""
     for name, x in inputs.items():
-        if not isinstance(x, np.ndarray) or not _share(out, x):
+        if not _share(out, x) or (name in in_place and _same(out, x)):
             continue
-        if x is logits and _same(out, logits):
-            continue
-        how = "pass out=logits itself, or separate memory" if x is logits else "pass separate memory"
+        how = f"pass out={name} itself, or separate memory" if name in in_place else "pass separate memory"
         raise ValueError(f"out overlaps {name}, which would be overwritten while it is read: {how}.")
 
 
 def _same(a: Array, b: Array) -> bool:
-    return (a.ctypes.data, a.strides, a.dtype) == (b.ctypes.data, b.strides, b.dtype)
+    """The same elements at the same places; an axis of length 1 has no stride to speak of."""
+    steps = [[s for s, n in zip(x.strides, x.shape, strict=True) if n != 1] for x in (a, b)]
+    return (a.ctypes.data, a.shape, a.dtype) == (b.ctypes.data, b.shape, b.dtype) and steps[0] == steps[1]
 
 
 def _share(a: Array, b: Array) -> bool:

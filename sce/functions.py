@@ -10,7 +10,7 @@ import numpy as np
 
 from . import checks
 from .backend import Answer, Array, Backend
-from .problem import Request, prepare
+from .problem import NO_TARGET, Request, prepare
 from .select import Decision, decide, obtain
 
 _PER_ROW = ("lse", "log_prob", "entropy", "argmax", "correct")
@@ -333,7 +333,7 @@ def logsumexp(
     request = prepare(x, outputs=("lse",), axis=axis, temperature=temperature, reduction="none")
     if out is not None:
         checks.out(out, request.layout.rows_shape, (checks.loss_dtype(request.like.dtype),))
-        checks.overlap(out, request.like, {"x": request.like})
+        checks.overlap(out, {"x": request.like})
     value = solve(request, obtain(request.problem, backend))["lse"]
     if out is None:
         return value
@@ -341,7 +341,7 @@ def logsumexp(
     return out
 
 
-def explain(logits: Any, target: Any = None, *, backend: str | None = None, **options: Any) -> Decision:
+def explain(logits: Any, target: Any = NO_TARGET, *, backend: str | None = None, **options: Any) -> Decision:
     """Say which backend `loss_and_grad` would use for these arguments, and why the others do not run.
 
     >>> import sce
@@ -377,7 +377,8 @@ def solve(request: Request, backend: Backend) -> dict[str, Any]:
                 layout.write(x, given[name])
             values[name] = given[name]
         elif name in _REDUCED and problem.reduce:
-            values[name] = loss_dtype.type(x[0] if problem.denominator else request.empty)
+            with np.errstate(over="ignore"):  # a sum beyond float32 is inf, as in the rows' own dtype
+                values[name] = loss_dtype.type(x[0] if problem.denominator else request.empty)
         else:
             values[name] = x.reshape(layout.rows_shape)[()]  # [()] makes a 0-d array a scalar
     return values

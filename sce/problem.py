@@ -10,8 +10,9 @@ import numpy as np
 
 from . import checks
 from .backend import Array, BackendError, Problem, TargetKind
-from .layout import Layout, layout, native, on_device
+from .layout import Layout, as_host, layout, native, on_device
 
+NO_TARGET: Any = object()  # not None: a target that is None is somebody's mistake
 _BLOCK = 1 << 16  # rows summed at once, so that the temporaries of a denominator stay small
 
 
@@ -27,7 +28,7 @@ class Request(NamedTuple):
 
 def prepare(
     logits: Any,
-    target: Any = None,
+    target: Any = NO_TARGET,
     *,
     outputs: Iterable[str],
     axis: int = -1,
@@ -49,7 +50,7 @@ def prepare(
     """Check everything, then build. Without a target: softmax and its relatives (q = 0, Q = 1)."""
     arrays = {
         "logits": logits,
-        "target": target,
+        "target": None if target is NO_TARGET else target,
         "class_weight": class_weight,
         "sample_weight": sample_weight,
         "logit_bias": logit_bias,
@@ -60,6 +61,7 @@ def prepare(
         raise BackendError(_device_reason(placed, hosted))
 
     x = checks.logits(logits)
+    validate = checks.switch("validate", validate)
     axis = checks.axis(axis, x.ndim)
     classes = checks.classes(x.shape, axis)
     rows_shape = x.shape[:axis] + x.shape[axis + 1 :]
@@ -68,7 +70,7 @@ def prepare(
     kind: TargetKind = "none"
     labels: Array | None = None
     soft: Array | None = None
-    if target is not None:
+    if target is not NO_TARGET:
         y = checks.target(target, x.shape, rows_shape)
         kind = "index" if y.dtype.kind in "iu" else "distribution"
         labels, soft = (y, None) if kind == "index" else (None, y)
@@ -90,13 +92,13 @@ def prepare(
         labels = checks.labels(labels, classes, ignore, validate)
     if out is not None:
         checks.out(out, x.shape, checks.matrix_dtypes(x.dtype))
-        given = {"target": soft if labels is None else labels, "class_weight": w, "sample_weight": u}
-        checks.overlap(out, x, {"logits": x, **given, "logit_bias": b})
+        inputs = {name: as_host(a, name) for name, a in arrays.items() if a is not None and name != "out"}
+        checks.overlap(out, inputs, in_place=("logits",))
 
     u = None if u is None else np.ascontiguousarray(u).reshape(rows)
     labels = None if labels is None else np.ascontiguousarray(labels).reshape(rows)
     if reduction == "mean" and divisor is None:
-        divisor = _total_weight(rows, labels, ignore, w, u)
+        divisor = checks.total_weight(_total_weight(rows, labels, ignore, w, u), validate)
     where = layout(axis, *(a for a in (x, soft, out) if a is not None))
     problem = Problem(
         rows=rows,
@@ -106,7 +108,7 @@ def prepare(
         target=kind,
         outputs=frozenset(outputs),
         reduce=reduction != "none",
-        validated=bool(validate),
+        validated=validate,
         logits=where.read(native(x)),
         labels=labels,
         distribution=None if soft is None else where.read(native(soft)),
@@ -120,31 +122,32 @@ def prepare(
     return Request(problem, where, x, out, math.nan if empty == "nan" else 0.0)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _total_weight(
     rows: int, labels: Array | None, ignore: int | None, w: Array | None, u: Array | None
 ) -> float:
     """The denominator of a mean: the sum of u * w[y] over counted rows, of u for distributions.
 
-    The block sums are added exactly (fsum); within a block NumPy adds pairwise.
+    The blocks' sums are added exactly (fsum); within a block NumPy adds pairwise. NaN where a sum overflows.
+    A label out of range, legal without validation, counts as the nearest legal one.
     """
-    if labels is None or (w is None and ignore is None):
-        return float(rows) if u is None else math.fsum(u[i : i + _BLOCK].sum() for i in _starts(rows))
-    return math.fsum(
-        _block_weight(labels[i : i + _BLOCK], ignore, w, None if u is None else u[i : i + _BLOCK])
-        for i in _starts(rows)
-    )
-
-
-def _block_weight(labels: Array, ignore: int | None, w: Array | None, u: Array | None) -> float:
-    """The same for a few rows. A label out of range, legal without validation, clips."""
-    weight = np.ones(labels.shape) if w is None else w.take(labels, mode="clip")
-    if u is not None:
-        weight = weight * u
-    return float(weight.sum() if ignore is None else weight[labels != ignore].sum())
-
-
-def _starts(rows: int) -> range:
-    return range(0, rows, _BLOCK)
+    if labels is None:
+        w = ignore = None
+    if w is None and u is None and ignore is None:
+        return float(rows)
+    sums = []
+    for start in range(0, rows, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        weight = np.ones(min(_BLOCK, rows - start)) if u is None else u[block]
+        if labels is not None and w is not None:
+            weight = weight * w.take(labels[block], mode="clip")
+        if labels is not None and ignore is not None:
+            weight = weight[labels[block] != ignore]
+        sums.append(float(weight.sum()))
+    try:
+        return math.fsum(sums)
+    except (OverflowError, ValueError):  # inf and -inf, or finite sums that overflow together
+        return math.nan
 
 
 def _device_reason(placed: list[str], hosted: list[str]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from .backend import Backend, BackendError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "sce.backends"
 _PARTS = ("on_device", "debug", "refuses", "missing", "run")
@@ -18,6 +20,8 @@ _ready: set[str] = set()
 @cache
 def registered() -> dict[str, tuple[EntryPoint, ...]]:
     """Every registered name, with each distribution that claims it. Imports nothing."""
+    from importlib.metadata import entry_points  # costs as much as the rest of `import sce`
+
     found: dict[str, tuple[EntryPoint, ...]] = {}
     for entry in entry_points(group=GROUP):
         # An editable install beside a wheel lists one distribution twice: that is one claim.
@@ -34,7 +38,9 @@ def load(name: str) -> Backend:
     try:
         module = importlib.import_module(name) if dotted else _claim(name).load()
     except Exception as exc:
-        raise BackendError(f"backend {name!r} ({where}) failed to import: {exc!r}") from exc
+        hint = install_hint(name) if isinstance(exc, ImportError) else ""
+        why = f"{type(exc).__name__}: {exc}"
+        raise BackendError(f"backend {name!r} ({where}) failed to import: {why}.{hint}") from exc
     if lacking := [part for part in _PARTS if not hasattr(module, part)]:
         raise BackendError(
             f"{where} is not a backend: it lacks {', '.join(lacking)}; see sce.backend.Backend."
@@ -50,6 +56,10 @@ def missing(name: str) -> str | None:
         why = load(name).missing()
     except ImportError as exc:
         return f"{exc}.{install_hint(name)}"
+    except BackendError:
+        raise
+    except Exception as exc:  # a broken driver must not take the listing of the others down
+        return f"its check failed: {exc!r}."
     if why is None:
         _ready.add(name)
     return why

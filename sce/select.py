@@ -38,6 +38,7 @@ def use(name: str) -> Generator[None]:
     >>> with sce.use("reference"):
     ...     loss = sce.cross_entropy([[0.0, 1.0]], [1])
     """
+    _check_name(name)
     if name != "auto":
         registry.load(name)  # a bad name fails here, not at the first call
     token = _context.set(name)
@@ -83,14 +84,18 @@ def obtain(problem: Problem, backend: str | None = None) -> Backend:
 
 def _request(backend: str | None) -> tuple[str, str]:
     if backend is not None:
-        if not isinstance(backend, str):
-            raise TypeError(f"backend must be a name, got {type(backend).__name__}.")
+        _check_name(backend)
         return backend, "backend="
     if (name := _context.get()) is not None:
         return name, "sce.use"
     if name := os.environ.get(ENV):
         return name, ENV
     return "auto", "default"
+
+
+def _check_name(backend: object) -> None:
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a name, got {type(backend).__name__}.")
 
 
 def _objection(name: str, problem: Problem, *, searching: bool) -> str | None:

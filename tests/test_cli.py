@@ -271,6 +271,7 @@ def test_compare_says_who_is_wrong(files: Path, wrong: Callable[[str], str], nam
     assert not Path("g.npy").exists()
     assert found.cells("reference")[2:4] == ["16.7", "%"]  # the yardstick always runs
     entry = json.loads(Path("c.json").read_text())["backends"][backend]
+    assert name != "idle" or entry["ulp"]["grad"] == "inf"
     assert entry.get("agrees") is False or re.search(words, f"did not run: {entry['missing']}")
 
 
@@ -631,6 +632,15 @@ def test_readme_example_runs() -> None:
     failed, tried = doctest.testfile(str(ROOT / "README.md"), module_relative=False, encoding="utf-8")
     assert tried >= 8
     assert failed == 0
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "backends/README.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    targets = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert local
+    assert [target for target in local if not (page.parent / target).exists()] == []
 
 
 @pytest.mark.parametrize("name", ["compare", "test"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 ALLOWED_MS = 25.0
 _TRIES = 20  # the fastest counts: other work on the machine only ever adds
@@ -15,8 +17,9 @@ _TIME = "import numpy, time; t = time.process_time(); import sce; print(time.pro
 _MODULES = "import json, sys; import sce; print(json.dumps(sorted(sys.modules)))"
 
 
-def _run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def _run(code: str, **environment: str) -> str:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | environment
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     return done.stdout
 
 
@@ -31,10 +34,12 @@ def test_imports_nothing_heavy() -> None:
     assert not {name for name in ours if name.startswith(("sce.cli", "sce.conformance", "sce.machine"))}
 
 
-def test_costs_little_over_numpy() -> None:
+def test_costs_little_over_numpy(tmp_path: Path) -> None:
+    """As installed: pip compiles to bytecode, so the first run here, which does that, does not count."""
     fastest = math.inf
-    for _ in range(_TRIES):
-        fastest = min(fastest, 1e3 * float(_run(_TIME)))
+    for i in range(1 + _TRIES):
+        spent = 1e3 * float(_run(_TIME, PYTHONPYCACHEPREFIX=str(tmp_path)))
+        fastest = min(fastest, spent) if i else math.inf
         if fastest <= ALLOWED_MS:
             break
     assert fastest <= ALLOWED_MS

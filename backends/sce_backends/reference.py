@@ -88,7 +88,7 @@ def _outputs(problem: Problem, tile: tuple[slice, slice], rows: Array) -> dict[s
     if "lse" in wanted:
         out["lse"] = st.lse
     if "log_softmax" in wanted:
-        out["log_softmax"] = -st.neg_log_p
+        out["log_softmax"] = 0 - st.neg_log_p
     if "entropy" in wanted:
         out["entropy"] = st.log_total + _dot(st.p, -st.d)
     if "log_prob" in wanted:
@@ -183,14 +183,12 @@ def _statistics(z: Array, target: _Target) -> _Statistics:
     rest[i, t] = rest[i, y] = 0
     rest = rest.sum(axis=1)  # over k not in {t, y}
     r_t = rest + np.where(t == y, 0, e[i, y])  # over k != t
-    r_y = rest + np.where(t == y, 0, e[i, t])  # over k != y
     total = r_t + e[i, t]
     # e at the maximum is 1, or NaN for a row of nothing but -inf or with +inf: that row is NaN.
     log_total = np.log1p(r_t + (e[i, t] - 1))
     p = e / total[:, None]
     one_minus_p = 1 - p
-    one_minus_p[i, t] = r_t / total
-    one_minus_p[i, y] = r_y / total
+    one_minus_p[i, t] = r_t / total  # elsewhere p <= 1/2, and nothing cancels
     lse = np.where(top == -np.inf, -np.inf, top + log_total)
     return _Statistics(d, p, one_minus_p, log_total[:, None] - (d + err), log_total, lse, (t, y))
 
@@ -231,4 +229,5 @@ def _two_diff(a: Array, b: Array) -> tuple[Array, Array]:
 def _wide(x: Array, classes: int) -> Array:
     """(A, B, C) of any dtype as (n, C) in float64, or longdouble."""
     dtype = np.longdouble if x.dtype == np.longdouble else np.float64
-    return np.asarray(x.reshape(-1, classes), dtype)
+    # Contiguous: the order in which NumPy adds a row must not depend on its strides.
+    return np.ascontiguousarray(x.reshape(-1, classes), dtype)

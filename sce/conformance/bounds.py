@@ -172,7 +172,7 @@ def _scale(problem: Problem, rows: _Rows, name: str) -> tuple[Array, Array, Arra
         return _dot(rows.target, rows.nlp), mass, mass * flushed, _uncounted(problem)
     if name == "entropy":  # a flushed p_k takes p_k log p_k with it
         deep = np.full(problem.rows, 1 - math.log(_tiny(problem)))
-        return rows.log_s + _dot(p, rows.depth), deep, deep * flushed, never
+        return rows.log_s + _dot(p, rows.depth), deep, _dot(rows.tail, 1 + rows.depth), never
     return rows.level, np.ones(problem.rows), flushed, never
 
 

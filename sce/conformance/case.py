@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sce.backend import Array
-from sce.problem import Request, prepare
+from sce.problem import NO_TARGET, Request, prepare
 
 # Few tuples of outputs, used over and over: a compiling backend builds one kernel for each.
 LOSS = ("loss",)
@@ -66,7 +66,8 @@ class Case:
             options["out"] = self._out()
         if self.function != "evaluate":
             options["reduction"] = "none"
-        request = prepare(self.logits, self.target, outputs=self.outputs, **options)
+        target = NO_TARGET if self.target is None else self.target
+        request = prepare(self.logits, target, outputs=self.outputs, **options)
         if self.function == "softmax":  # as sce.softmax does: the gradient of logsumexp, without its 1 / T
             problem = request.problem._replace(grad_scale=request.problem.temperature)
             request = request._replace(problem=problem)

@@ -35,6 +35,17 @@ def missing() -> str | None:
     return None
 
 
+def info() -> dict[str, str]:
+    import numba
+
+    from .cache import directory
+
+    return {
+        "threads": str(numba.get_num_threads()),
+        "kernel cache": str(directory() or "none: it cannot be written, so each process compiles for itself"),
+    }
+
+
 def run(problem: Problem, answer: Answer) -> None:
     import numba
 
@@ -64,7 +75,7 @@ def run(problem: Problem, answer: Answer) -> None:
         "entropy": answer.entropy,
         "argmax": answer.argmax,
         "correct": answer.correct,
-        "shared_mass": _shared_mass(p, dtype),
+        "shared_mass": _shared_mass(p),
         "partial": partial,
     }
     worked_on = [m for m in (p.logits, answer.grad) if m is not None]
@@ -118,12 +129,12 @@ def run(problem: Problem, answer: Answer) -> None:
                 into[0] = value
 
 
-def _shared_mass(p: Problem, dtype: Any) -> Array | None:
+def _shared_mass(p: Problem) -> Array | None:
     """What label smoothing adds to every row's target: w_k * eps / C."""
     if p.target != "index" or not p.label_smoothing:
         return None
     weight = np.ones(p.classes) if p.class_weight is None else p.class_weight
-    return (weight * (p.label_smoothing / p.classes)).astype(dtype)
+    return weight * (p.label_smoothing / p.classes)
 
 
 def _address(x: Array) -> int:

@@ -1,8 +1,9 @@
 """The loops over one row's classes: plain loops that LLVM vectorises, one job each.
 
 Arguments: z (n,) the transformed logits and lo (n,) the part of them that z's dtype cannot hold, or None;
-top and top_lo the same of the row's maximum; q (n,) the target's mass, or None; slope and curve (n,) dz/dx
-and d2z/dx2 under a soft cap, or None. What is None is compiled away. All in the row's compute dtype.
+top and top_lo the same of the row's maximum; slope and curve (n,) dz/dx and d2z/dx2 under a soft cap, or
+None, all in the row's compute dtype; q (n,) the target's mass in float64, or None. What is None is compiled
+away.
 
 Only sums carry `reassoc`: it lets LLVM keep one partial sum per vector lane. The order this gives depends on
 the vector width, never on the number of threads.
@@ -15,7 +16,16 @@ from typing import Any
 import numpy as np
 
 from .cache import inline, jit
-from .vector_math import difference_error, exp, exp_shifted, fma, maximum
+from .vector_math import (
+    difference_error,
+    exp,
+    exp_parts,
+    exp_times_gap,
+    expm1_parts,
+    fma,
+    maximum,
+    times_exp,
+)  # fmt: skip
 
 _SUM = {"reassoc", "nsz", "contract"}
 
@@ -39,38 +49,45 @@ def first_equal(z: Any, value: Any) -> Any:
     return found
 
 
+@inline()
+def gap_at(z: Any, lo: Any, top: Any, top_lo: Any, k: Any) -> Any:
+    """(d, err) with z_k + lo_k - top - top_lo = d + err: the subtraction's rounding error is kept.
+
+    Without it a difference of 80 would cost its exponential 40 ulp.
+    """
+    d = z[k] - top
+    err = difference_error(z[k], top, d)
+    if lo is not None:
+        err += lo[k] - top_lo
+    return d, err
+
+
 @jit(fastmath=_SUM)
 def sum_exp(z: Any, lo: Any, top: Any, top_lo: Any) -> Any:
     """sum_k exp(z_k - top)."""
-    s = z.dtype.type(0)
-    zero = z.dtype.type(0)
-    if lo is None:
-        for k in range(z.size):
-            s += exp_shifted(z[k], top, zero)
-    else:
-        for k in range(z.size):
-            s += exp_shifted(z[k], top, lo[k] - top_lo)
-    return s
+    powers, rest = z.dtype.type(0), z.dtype.type(0)
+    for k in range(z.size):
+        d, err = gap_at(z, lo, top, top_lo, k)
+        a, b = exp_parts(d, err)
+        powers += a
+        rest += b
+    return np.float64(powers) + np.float64(rest)
 
 
 @jit(fastmath=_SUM)
 def sum_exp_gap(z: Any, lo: Any, top: Any, top_lo: Any) -> Any:
     """sum_k exp(z_k - top) * (top - z_k), for the entropy; 0 * inf = 0."""
     s = z.dtype.type(0)
-    zero = z.dtype.type(0)
     for k in range(z.size):
-        more = zero
-        if lo is not None:
-            more = lo[k] - top_lo
-        e = exp_shifted(z[k], top, more)
-        s += e * (top - z[k] - more) if e > zero else zero
-    return s
+        d, err = gap_at(z, lo, top, top_lo, k)
+        s += exp_times_gap(d, err)
+    return np.float64(s)
 
 
 @jit(fastmath=_SUM)
 def sum_mass(q: Any) -> Any:
     """sum_k q_k."""
-    s = q.dtype.type(0)
+    s = 0.0
     for k in range(q.size):
         s += q[k]
     return s
@@ -79,35 +96,32 @@ def sum_mass(q: Any) -> Any:
 @jit(fastmath=_SUM)
 def sum_mass_gap(z: Any, lo: Any, q: Any, top: Any, top_lo: Any) -> Any:
     """sum_k q_k * (top - z_k); 0 * inf = 0."""
-    s = z.dtype.type(0)
-    zero = z.dtype.type(0)
+    s = 0.0
     for k in range(z.size):
-        gap = top - z[k]
+        gap = np.float64(top) - np.float64(z[k])
         if lo is not None:
-            gap += top_lo - lo[k]
-        s += q[k] * gap if q[k] != zero else zero
+            gap += np.float64(top_lo) - np.float64(lo[k])
+        s += q[k] * gap if q[k] != 0.0 else 0.0
     return s
 
 
 @jit(fastmath={"contract"})
-def emit_grad(
-    z: Any, lo: Any, q: Any, slope: Any, top: Any, top_lo: Any, of_p: Any, of_q: Any, out: Any
-) -> None:
+def emit_grad(z: Any, lo: Any, q: Any, slope: Any, top: Any, top_lo: Any, weights: Any, out: Any) -> None:
     """out_k = (of_p * exp(z_k - top) - of_q * q_k) * slope_k; over z where `out` is None.
 
-    That is no convenience: given one array twice, LLVM's alias check fails and the loop runs scalar.
+    weights = (of_p, its low part, of_q, its low part): rounded to the compute dtype they would cost an ulp.
+    A case for None is no convenience: given one array twice, LLVM's alias check fails and the loop is scalar.
     """
-    zero = z.dtype.type(0)
     into = z
     if out is not None:
         into = out
+    of_p, of_p_lo, of_q, of_q_lo = weights
     for k in range(z.size):
-        more = zero
-        if lo is not None:
-            more = lo[k] - top_lo
-        g = of_p * exp_shifted(z[k], top, more)
+        d, err = gap_at(z, lo, top, top_lo, k)
+        g = times_exp(d, err, of_p, of_p_lo)
         if q is not None:
-            g -= of_q * q[k]
+            mass = z.dtype.type(q[k])
+            g -= fma(of_q, mass, of_q_lo * mass)
         if slope is not None:
             g *= slope[k]
         into[k] = g
@@ -117,16 +131,15 @@ def emit_grad(
 def emit_hess(
     z: Any, lo: Any, q: Any, slope: Any, curve: Any, top: Any, top_lo: Any, weights: Any, out: Any
 ) -> None:
-    """out_k = s * ((A p (1 - p) + lam2 p^2) slope_k^2 + dz_k curve_k), weights = (1/S, A, lam2, s)."""
-    one = z.dtype.type(1)
-    zero = z.dtype.type(0)
-    per_total, a, lam2, s = weights
+    """out_k = s * ((a p (1 - p) + lam2 p^2) slope_k^2 + (a p - q_k) curve_k), the products in float64.
+
+    weights = (high and low part of 1 / S in the compute dtype; a, lam2 and s in float64).
+    """
+    by, by_lo, a, lam2, s = weights
     for k in range(z.size):
-        more = zero
-        if lo is not None:
-            more = lo[k] - top_lo
-        p = exp_shifted(z[k], top, more) * per_total
-        h = p * (a * (one - p) + lam2 * p)
+        d, err = gap_at(z, lo, top, top_lo, k)
+        p = np.float64(times_exp(d, err, by, by_lo))
+        h = p * (a * (1.0 - p) + lam2 * p)
         if slope is not None:
             dz = a * p
             if q is not None:
@@ -158,24 +171,49 @@ def put(z: Any, out: Any, k: Any, value: Any) -> None:
 
 
 @jit()
+def fill(z: Any, out: Any, value: Any) -> None:
+    """Every element, where emit_grad puts them."""
+    for k in range(z.size):
+        put(z, out, k, value)
+
+
+@jit()
 def soft_cap(z: Any, lo: Any, slope: Any, curve: Any, temperature: Any, cap: Any, bias: Any) -> None:
-    """z = cap * tanh(z / (T cap)) + bias with its derivatives; infinities pass through."""
-    inverse = 1.0 / (temperature * cap)
+    """z + lo = cap * tanh(z / (T cap)) + bias with its derivatives; infinities pass through.
+
+    tanh(u) = -m / (2 + m) with m = exp(-2 |u|) - 1, each step with its rounding error: an error of one ulp in
+    a z of 50 would cost 50 ulp in p.
+    """
+    width = temperature * cap
+    width_lo = fma(temperature, cap, -width)
+    inverse = 1.0 / width
+    inverse_lo = (fma(-inverse, width, 1.0) - inverse * width_lo) / width
     for k in range(z.size):
         x = np.float64(z[k])
         u = abs(x * inverse)
-        a = exp(-2.0 * u, 0.0)
-        tanh = (1.0 - a) / (1.0 + a)
-        tanh = -tanh if x < 0.0 else tanh
-        sech2 = 4.0 * a / ((1.0 + a) * (1.0 + a))  # 1 - tanh^2 without the cancellation
-        v = x if abs(x) == np.inf else cap * tanh
+        u_lo = fma(abs(x), inverse, -u) + abs(x) * inverse_lo
+        m, m_lo = expm1_parts(-2.0 * u, -2.0 * u_lo)
+        below = 2.0 + m
+        tanh = -m / below
+        rest = fma(-tanh, below, -m) - m_lo - tanh * ((m - (below - 2.0)) + m_lo)
+        tanh_lo = rest / below
+        if x < 0.0:
+            tanh, tanh_lo = -tanh, -tanh_lo
+        v = cap * tanh
+        v_lo = fma(cap, tanh, -v) + cap * tanh_lo
+        if abs(x) == np.inf:
+            v = x
         if bias.size:
-            v += bias[k]
+            capped = v
+            v = capped + bias[k]
+            v_lo += difference_error(capped, -bias[k], v)
+        # 1 - tanh^2 without the cancellation
+        sech2 = 4.0 * exp(-2.0 * u, -2.0 * u_lo) / (below * below)
         slope[k] = sech2 / temperature
         curve[k] = -2.0 * tanh * sech2 * inverse / temperature
         z[k] = v
-        rest = v - np.float64(z[k])
-        lo[k] = rest if rest == rest else 0.0
+        v_lo += v - np.float64(z[k])
+        lo[k] = v_lo if abs(v_lo) < np.inf else 0.0
 
 
 @jit()

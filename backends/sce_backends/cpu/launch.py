@@ -21,6 +21,7 @@ from numba import prange
 from . import elements, rows
 from .cache import intrinsic, jit, native_function
 from .memory import MATRIX, clear, gather, row_at, scatter, view, view_of_records
+from .vector_math import add, finish
 
 _INTEGERS = (
     "rows", "inner", "classes",  # the shape: row i is [i // inner, i % inner]
@@ -36,7 +37,7 @@ _FLOATS = (
 _VECTORS = (  # addresses of contiguous arrays; 0 where there is none
     "labels", "class_weight", "sample_weight", "logit_bias",
     "loss", "z_loss_rows", "lse", "log_prob", "entropy", "argmax", "correct",
-    "shared_mass",  # the q of label smoothing, in the compute dtype
+    "shared_mass",  # label smoothing's mass per class, float64
     "partial",  # (chunks, 2): the sums of loss and of its z-loss part
 )  # fmt: skip
 _MATRICES = ("logits", "distribution", "grad", "hess_diag", "log_softmax")
@@ -47,21 +48,6 @@ PARAMETERS = np.dtype(
     + [(name, np.int64) for name in _VECTORS]
     + [(name, MATRIX) for name in _MATRICES]
 )
-
-
-@jit()
-def add(total: Any, error: Any, value: Any) -> Any:
-    """One step of Neumaier's sum: the running total and the rounding error it has lost so far."""
-    new = total + value
-    if abs(total) >= abs(value):
-        return new, error + ((total - new) + value)
-    return new, error + ((value - new) + total)
-
-
-@jit()
-def finish(total: Any, error: Any) -> Any:
-    """The sum. An infinite or NaN total has no error worth keeping."""
-    return total + error if abs(total) < np.inf else total
 
 
 @jit()
@@ -99,7 +85,7 @@ def work(
     bias = view(1.0, p.logit_bias, n if p.logit_bias else 0)
     class_weight = view(1.0, p.class_weight, n if p.class_weight else 0)
     scratch = np.empty(0 if p.direct else n, of)
-    spare = np.empty(n if hess is not None or log_p is not None or soft is not None else 0, of)
+    spare = np.empty(n if hess is not None or log_p is not None else 0, of)
     if affine is None:  # noqa: SIM108  Numba drops the branch of a None; in an expression it would type both
         lo = None
     else:
@@ -110,10 +96,11 @@ def work(
     else:
         slope = np.empty(n, of)
         curve = np.empty(n, of)
+    y_row = np.empty(n if soft is not None and (p.log_prob or p.correct) else 0, np.float64)
     if soft is not None:
-        q = np.empty(n, of)
+        q = np.empty(n, np.float64)
     elif smooth is not None:
-        q = view(one, p.shared_mass, n)
+        q = view(1.0, p.shared_mass, n)
     else:
         q = None
     wants_rows = p.lse or p.entropy or p.argmax  # what a row that is left out has to say, too
@@ -152,9 +139,9 @@ def work(
                 if p.labels and y < 0:
                     log_prob = np.nan
                 if soft is not None and (p.log_prob or p.correct):
-                    gather(p.distribution, a, b, spare)
-                    log_prob = rows.soft_log_prob(z, lo, spare, st)
-                    truth = rows.find_top(spare, None)
+                    gather(p.distribution, a, b, y_row)
+                    log_prob = rows.soft_log_prob(z, lo, y_row, st)
+                    truth = rows.find_top(y_row, None)
                 if p.lse:
                     view(one, p.lse, p.rows)[i] = st.lse
                 if entropy is not None:
@@ -169,9 +156,8 @@ def work(
                 if grad is not None and s != 0.0:
                     scale = p.grad_scale * s / by_t
                     if p.direct and not p.in_place:
-                        rows.write_grad(
-                            z, lo, q, slope, st, scale, z_slope, view(one, row_at(p.grad, a, b), n)
-                        )
+                        out = view(one, row_at(p.grad, a, b), n)
+                        rows.write_grad(z, lo, q, slope, st, scale, z_slope, out)
                     else:
                         rows.write_grad(z, lo, q, slope, st, scale, z_slope, None)
                         if not p.direct:

@@ -18,9 +18,10 @@ from numba.extending import overload
 
 from . import elements
 from .cache import jit
-from .vector_math import difference_error
+from .vector_math import add, difference_error, finish
 
-BLOCK = 1024  # classes summed in the compute dtype before the sum goes on in float64
+BLOCK = 1024  # classes searched at once for the maximum
+BLOCK32, BLOCK64 = 512, 128  # classes summed at once, in float32 and float64
 
 Stats = namedtuple(
     "Stats", "t y top top_lo gap_y exp_y rest total log_total lse entropy mass mass_t mass_y core"
@@ -82,19 +83,30 @@ def find_top(z: Any, lo: Any) -> Any:
 
 
 @jit()
-def sums(z: Any, lo: Any, q: Any, entropy: Any, top: Any, top_lo: Any, start: Any, end: Any) -> Any:
-    """Over classes start .. end: sum of e, of e * gap, of q, of q * gap, where gap = top - z."""
-    e, e_gap, mass, mass_gap = 0.0, 0.0, 0.0, 0.0
-    for a in range(start, end, BLOCK):
-        b = min(a + BLOCK, end)
-        part, more = z[a:b], cut(lo, a, b)
-        e += elements.sum_exp(part, more, top, top_lo)
-        if entropy is not None:
-            e_gap += elements.sum_exp_gap(part, more, top, top_lo)
-        if q is not None:
-            mass += elements.sum_mass(q[a:b])
-            mass_gap += elements.sum_mass_gap(part, more, q[a:b], top, top_lo)
-    return e, e_gap, mass, mass_gap
+def sums(z: Any, lo: Any, q: Any, entropy: Any, top: Any, top_lo: Any, first: Any, second: Any) -> Any:
+    """Over all classes but two: sum of e, of e * gap, of q, of q * gap, where gap = top - z.
+
+    Short blocks in the compute dtype, so that a vector lane adds few terms; then on with Neumaier's sum.
+    """
+    block = BLOCK32 if z.itemsize == 4 else BLOCK64
+    e, e_gap, mass, mass_gap = (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)
+    for start, end in ((0, first), (first + 1, second), (second + 1, z.size)):
+        for a in range(start, end, block):
+            b = min(a + block, end)
+            part, more = z[a:b], cut(lo, a, b)
+            e = add(e[0], e[1], elements.sum_exp(part, more, top, top_lo))
+            if entropy is not None:
+                e_gap = add(e_gap[0], e_gap[1], elements.sum_exp_gap(part, more, top, top_lo))
+            if q is not None:
+                mass = add(mass[0], mass[1], elements.sum_mass(q[a:b]))
+                new = elements.sum_mass_gap(part, more, q[a:b], top, top_lo)
+                mass_gap = add(mass_gap[0], mass_gap[1], new)
+    return (
+        finish(e[0], e[1]),
+        finish(e_gap[0], e_gap[1]),
+        finish(mass[0], mass[1]),
+        finish(mass_gap[0], mass_gap[1]),
+    )
 
 
 @jit()
@@ -110,11 +122,7 @@ def statistics(z: Any, lo: Any, q: Any, y: Any, bump: Any, spare: Any, entropy: 
         top_lo = lo[t]
     apart = y >= 0 and y != t
     first, second = (min(t, y), max(t, y)) if apart else (t, t)
-    rest, rest_gap, mass, mass_gap = sums(z, lo, q, entropy, top, top_lo, 0, first)
-    for start, end in ((first + 1, second), (second + 1, z.size)):
-        more = sums(z, lo, q, entropy, top, top_lo, start, end)
-        rest, rest_gap = rest + more[0], rest_gap + more[1]
-        mass, mass_gap = mass + more[2], mass_gap + more[3]
+    rest, rest_gap, mass, mass_gap = sums(z, lo, q, entropy, top, top_lo, first, second)
 
     gap_y, exp_y = 0.0, 0.0
     if apart:
@@ -135,9 +143,9 @@ def statistics(z: Any, lo: Any, q: Any, y: Any, bump: Any, spare: Any, entropy: 
 
     mass_t, mass_y = 0.0, 0.0
     if q is not None:
-        mass_t = np.float64(q[t])
+        mass_t = q[t]
         if apart:
-            mass_y = np.float64(q[y])
+            mass_y = q[y]
     if apart:
         mass_y += bump
     else:
@@ -169,8 +177,12 @@ def pivots(st: Any, z_slope: Any) -> Any:
 def write_grad(z: Any, lo: Any, q: Any, slope: Any, st: Any, scale: Any, z_slope: Any, out: Any) -> None:
     """The gradient's row, scale * dz * slope, to `out`, or over z where that is None."""
     of = z.dtype.type
-    of_p = scale * (st.mass + st.mass_t + st.mass_y + z_slope) / st.total
-    elements.emit_grad(z, lo, q, slope, st.top, st.top_lo, of(of_p), of(scale), out)
+    of_p, of_q = scale * (st.mass + st.mass_t + st.mass_y + z_slope) / st.total, scale
+    if of_p != of_p:  # NaN in the row, or a label out of range: a flushed exponential must not hide it
+        elements.fill(z, out, of(np.nan))
+        return
+    weights = (of(of_p), of(of_p - np.float64(of(of_p))), of(of_q), of(of_q - np.float64(of(of_q))))
+    elements.emit_grad(z, lo, q, slope, st.top, st.top_lo, weights, out)
     for k, _, _, dz in pivots(st, z_slope):
         by = scale
         if slope is not None:
@@ -180,12 +192,25 @@ def write_grad(z: Any, lo: Any, q: Any, slope: Any, st: Any, scale: Any, z_slope
 
 @jit()
 def write_hess(
-    z: Any, lo: Any, q: Any, slope: Any, curve: Any, st: Any, scale: Any, z_slope: Any, lam2: Any, out: Any
+    z: Any,
+    lo: Any,
+    q: Any,
+    slope: Any,
+    curve: Any,
+    st: Any,
+    scale: Any,
+    z_slope: Any,
+    lam2: Any,
+    out: Any,
 ) -> None:
     """The row of the second derivative's diagonal, scale * (d2z * slope^2 + dz * curve)."""
     of = z.dtype.type
     a = st.mass + st.mass_t + st.mass_y + z_slope
-    weights = (of(1.0 / st.total), of(a), of(lam2), of(scale))
+    if scale * a / st.total != scale * a / st.total:
+        elements.fill(z, out, of(np.nan))
+        return
+    by = 1.0 / st.total
+    weights = (of(by), of(by - np.float64(of(by))), a, lam2, scale)
     elements.emit_hess(z, lo, q, slope, curve, st.top, st.top_lo, weights, out)
     for k, p, others, dz in pivots(st, z_slope):
         h = p * (a * others + lam2 * p)
@@ -197,11 +222,11 @@ def write_hess(
 @jit()
 def soft_log_prob(z: Any, lo: Any, y: Any, st: Any) -> Any:
     """sum_k y_k log p_k for a distribution's row y; 0 * -inf = 0, NaN in a row of NaN."""
-    total = 0.0 * st.log_total
+    total, error = 0.0 * st.log_total, 0.0
     for k in range(z.size):
         gap = np.float64(z[k]) - np.float64(st.top)
         if lo is not None:
             gap += np.float64(lo[k]) - np.float64(st.top_lo)
         if y[k] != 0.0:
-            total += y[k] * (gap - st.log_total)
-    return total
+            total, error = add(total, error, y[k] * (gap - st.log_total))
+    return finish(total, error)

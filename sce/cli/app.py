@@ -1,0 +1,205 @@
+"""The commands and their options. What they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sce import __version__
+
+from .files import UsageError, logits_and_target, one_array, outputs
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help and plain one-line errors, the same in a terminal and in a log
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Backends = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backend", metavar="NAME", help="Only this backend: a name or an import path. Repeatable."
+    ),
+]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+
+
+def _file(option: str, text: str) -> Any:
+    return typer.Option(option, metavar="FILE", help=text)
+
+
+@app.callback(invoke_without_command=True)
+def sce(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Softmax cross-entropy: loss and exact gradient in one pass, on the backend you choose.
+
+    \b
+    sce compare                         real logits, every backend, one table
+    sce compare logits.npy labels.npy   the same for your own
+    sce check                           is every backend right on this machine?
+    sce info                            what to paste into a bug report
+    """
+    if version:
+        typer.echo(f"sce {__version__}")
+        raise typer.Exit
+
+
+@app.command("compare")
+def compare_command(
+    logits: Annotated[
+        Path | None, typer.Argument(metavar="LOGITS", help=".npy, or .npz with arrays logits and target.")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Argument(metavar="TARGET", help="Labels or distributions: .npy or .npz.")
+    ] = None,
+    backend: Backends = None,
+    json: Json = None,
+    grad: Annotated[
+        Path | None, _file("--grad", "Write the gradient as .npy: that of the first backend that agrees.")
+    ] = None,
+    axis: Annotated[int, typer.Option(help="The class axis.")] = -1,
+    ignore_index: Annotated[int | None, typer.Option(help="Leave out rows with this label.")] = None,
+    label_smoothing: Annotated[float, typer.Option(help="In [0, 1].")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
+    softcap: Annotated[float | None, typer.Option(help="Soft cap of the logits.")] = None,
+    z_loss: Annotated[float, typer.Option(help="Factor of logsumexp squared.")] = 0.0,
+    reduction: Annotated[str, typer.Option(metavar="mean|sum", help="How rows are reduced.")] = "mean",
+    denominator: Annotated[float | None, typer.Option(help="Replaces that of the mean.")] = None,
+    class_weight: Annotated[Path | None, _file("--class-weight", "A .npy of shape (C,).")] = None,
+    sample_weight: Annotated[Path | None, _file("--sample-weight", "A .npy shaped like the rows.")] = None,
+    logit_bias: Annotated[Path | None, _file("--logit-bias", "A .npy of shape (C,).")] = None,
+) -> None:
+    """Loss and gradient on every backend of this machine: checked against the reference, timed, one table.
+
+    Without files the logits are those of a softmax classifier, fitted on scikit-learn's digits.
+
+    \b
+    loss, accuracy  as this backend computes them
+    max ulp         largest error of loss and gradient, in units of the last place of
+                    their dtype; the bounds are those of sce.conformance
+    time            median of one call of loss_and_grad(..., out=)
+    GB/s            bytes that must move: logits read, gradient written, target read
+    of copy         GB/s over that of np.copyto from logits to gradient, measured in the same run
+    speed-up        over the reference, which always runs
+
+    \b
+    sce compare
+    sce compare logits.npy labels.npy --backend cpu --json result.json
+    sce compare both.npz --axis 1 --ignore-index -100 --grad grad.npy
+
+    Exit status: 1 if a backend disagrees or a named one does not run, 2 for bad input.
+    """
+    with _one_line_errors():
+        from . import compare, demo, tables
+
+        json_file, grad_file = outputs(
+            (json, "--json"),
+            (grad, "--grad"),
+            inputs=(logits, target, class_weight, sample_weight, logit_bias),
+        )
+        options: dict[str, Any] = {
+            "axis": axis,
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing,
+            "temperature": temperature,
+            "softcap": softcap,
+            "z_loss": z_loss,
+            "reduction": reduction,
+            "denominator": denominator,
+        }
+        files = {"class_weight": class_weight, "sample_weight": sample_weight, "logit_bias": logit_bias}
+        for name, path in files.items():
+            if path is not None:
+                options[name] = one_array(path, f"--{name.replace('_', '-')}")
+        named = compare.names(backend or ())
+        x, y = demo.digits() if logits is None else logits_and_target(logits, target)
+        request = compare.start(x, y, options)
+
+        out, log = tables.console(), tables.console(stderr=True)
+        result = compare.compare(request, y, options, named, partial(tables.say, log))
+        source = "softmax classifier on scikit-learn's digits" if logits is None else str(logits)
+        tables.show(result, source, out)
+        if grad_file is not None:
+            whose = result.save_grad(named, grad_file)
+            done = f"the gradient of {whose} is in {grad}" if whose else f"{grad} not written: none agrees"
+            tables.print_line(out, done)
+        if json_file is not None:
+            told = options | {name: str(path) for name, path in files.items() if path is not None}
+            json_file.write_json({"sce": __version__, "source": source, "options": told} | result.as_json())
+        raise typer.Exit(1 if result.broken else 0)
+
+
+@app.command("check")
+def check_command(
+    backend: Backends = None,
+    json: Json = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", metavar="DIR", help="Write the cases and their expected values as .npz; run nothing."
+        ),
+    ] = None,
+) -> None:
+    """The conformance suite: is every backend right on this machine?
+
+    Prints the cases that passed, failed and were skipped, and each group's largest error in ulp.
+
+    \b
+    sce check
+    sce check --backend cpu --json cpu.json
+    sce check --backend my_package.my_backend
+    sce check --export cases
+
+    Exit status: 1 if a case fails or a named backend does not run, 2 for bad input.
+    """
+    with _one_line_errors():
+        from . import check, compare, tables
+
+        out, log = tables.console(), tables.console(stderr=True)
+        if export is not None:
+            if backend or json:
+                raise UsageError("--export runs no backend: give it alone.")
+            tables.print_line(out, f"{check.export(export)} cases written to {export}")
+            return
+        (json_file,) = outputs((json, "--json"))
+        named = compare.names(backend or ())
+        names, missing = check.choose(named)
+        reports = check.check(names, log)
+        check.show(reports, missing, out)
+        if json_file is not None:
+            json_file.write_json(check.as_json(reports, missing))
+        failed = any(report.failed or not report.passed for report in reports)
+        raise typer.Exit(1 if failed or any(name in missing for name in named) else 0)
+
+
+@app.command("info")
+def info_command(json: Json = None) -> None:
+    """Versions, processor, threads, caches, environment, and each backend: paste it into a bug report."""
+    with _one_line_errors():
+        from . import info
+
+        (json_file,) = outputs((json, "--json"))
+        facts = info.collect()
+        for line in info.lines(facts):
+            typer.echo(line)
+        if json_file is not None:
+            json_file.write_json(facts)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Bad input is one line on stderr and exit status 2. Anything else is a bug, and keeps its traceback."""
+    try:
+        yield
+    except UsageError as exc:
+        typer.echo(f"Error: {exc}", err=True)
+        raise typer.Exit(2) from None
