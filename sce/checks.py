@@ -25,10 +25,10 @@ def logits(value: Any, name: str = "logits") -> Array:
     x = as_host(value, name)
     if x.dtype.name not in DTYPES:
         how = {
+            **dict.fromkeys("biuV", "convert them, for instance with .astype(np.float32)"),
             "c": "logits are real: pass .real if the imaginary part is zero",
             "f": "convert them with .astype(np.float64)",
-            "O": "logits are an array of real numbers",
-        }.get(x.dtype.kind, "convert them, for instance with .astype(np.float32)")
+        }.get(x.dtype.kind, "logits are an array of real numbers")
         if x.dtype == "V2":
             how = "bfloat16 data read from a file lost its type: view it with .view(ml_dtypes.bfloat16)"
         raise TypeError(f"{name} have dtype {x.dtype}, not one of {', '.join(DTYPES)}: {how}.")

@@ -29,7 +29,8 @@ def as_host(x: Any, name: str) -> Array:
                 f"{name} is a masked array, and its mask would be lost: pass {name}.data and"
                 " exclude rows by sample_weight or ignore_index."
             )
-        return x.view(np.ndarray)  # subclasses such as np.matrix have rules of their own
+        # Subclasses such as np.matrix have indexing rules of their own.
+        return x if type(x) is np.ndarray else x.view(np.ndarray)
     try:
         if hasattr(x, "__array__") or not hasattr(x, "__dlpack__"):
             return np.asarray(x)

@@ -548,7 +548,8 @@ def test_info(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = json.loads(Path("i.json").read_text())
     assert kept["sce"] == sce.__version__
     assert kept["versions"]["numpy"] == np.__version__
-    assert kept["cache"] == "kernels"
+    assert kept["environment"]["SCE_CACHE_DIR"] == "kernels"
+    assert kept["backends"]["cpu"] or kept["details"]["cpu"].keys() == {"threads", "kernel cache"}
     assert kept["machine"]["threads"] == 3
     assert kept["environment"]["NUMBA_NUM_THREADS"] == "3"
     assert kept["backends"] == sce.backends()

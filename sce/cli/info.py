@@ -17,7 +17,9 @@ def collect() -> dict[str, Any]:
         "machine": machine.describe(),
         "environment": machine.environment(),
         "backends": (reasons := backends()),
-        "details": {name: details for name, why in reasons.items() if not why and (details := _details(name))},
+        "details": {
+            name: details for name, why in reasons.items() if not why and (details := _details(name))
+        },
     }
 
 

@@ -28,7 +28,7 @@ def directory() -> Path | None:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     chosen = cache_dir()
-    root = Path(chosen) if chosen else user_cache_path("sce", appauthor=False)
+    root = Path(chosen).absolute() if chosen else user_cache_path("sce", appauthor=False)
     path = root / f"cpu-numba-{numba.__version__}-{digest.hexdigest()[:16]}"
     try:
         path.mkdir(parents=True, exist_ok=True)
