@@ -6,13 +6,14 @@ import math
 import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backend import DTYPES, Array, LabelError
-from .layout import as_host, native
+from .layout import as_host, dtype_name, native
 
 _INT64 = np.iinfo(np.int64)
 OUTPUTS = (
@@ -23,7 +24,7 @@ OUTPUTS = (
 def logits(value: Any, name: str = "logits") -> Array:
     """Floating logits of at least one dimension."""
     x = as_host(value, name)
-    if x.dtype.name not in DTYPES:
+    if dtype_name(x.dtype) not in DTYPES:
         how = {
             **dict.fromkeys("biuV", "convert them, for instance with .astype(np.float32)"),
             "c": "logits are real: pass .real if the imaginary part is zero",
@@ -60,7 +61,7 @@ def target(value: Any, shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> A
     if y.dtype.kind in "iu":
         if y.shape != rows_shape:
             raise ValueError(_index_shape(y.shape, shape, rows_shape))
-    elif y.dtype.name in DTYPES:
+    elif dtype_name(y.dtype) in DTYPES:
         if y.shape != shape:
             raise ValueError(_soft_shape(y.shape, shape, rows_shape))
     else:
@@ -147,7 +148,7 @@ def _reals(name: str, value: Any, shape: tuple[int, ...], what: str) -> NDArray[
     if value is None:
         return None
     v = as_host(value, name)
-    if v.dtype.kind not in "iu" and v.dtype.name not in DTYPES:
+    if v.dtype.kind not in "iu" and dtype_name(v.dtype) not in DTYPES:
         raise TypeError(f"{name} has dtype {v.dtype}: it must hold real numbers, {what}.")
     if v.shape != shape:
         raise ValueError(f"{name} has shape {v.shape}, not {shape}: {what}, nothing broadcasts.")
@@ -233,12 +234,14 @@ def outputs(value: Any) -> tuple[str, ...]:
     return names
 
 
+@cache
 def matrix_dtypes(logits: np.dtype[Any]) -> tuple[np.dtype[Any], ...]:
     """The dtypes a gradient may have: the logits' own, or float32 for half precision."""
     own = logits.newbyteorder("=")
     return (own, np.dtype(np.float32)) if own.itemsize == 2 else (own,)
 
 
+@cache
 def loss_dtype(logits: np.dtype[Any]) -> np.dtype[Any]:
     """float64 for float64 logits, else float32."""
     return np.dtype(np.float64 if logits.itemsize == 8 else np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,12 @@ def as_host(x: Any, name: str) -> Array:
         return np.asarray(np.from_dlpack(x))
     except Exception as exc:
         raise TypeError(f"{name} cannot be read as an array: {exc}") from exc
+
+
+@cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """`dtype.name`, which NumPy works out anew each time: a microsecond or more, several times per call."""
+    return dtype.name
 
 
 def native(x: Array) -> Array:

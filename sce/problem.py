@@ -10,7 +10,7 @@ import numpy as np
 
 from . import checks
 from .backend import Array, BackendError, Problem, TargetKind
-from .layout import Layout, as_host, layout, native, on_device
+from .layout import Layout, as_host, dtype_name, layout, native, on_device
 
 NO_TARGET: Any = object()  # not None: a target that is None is somebody's mistake
 _BLOCK = 1 << 16  # rows summed at once, so that the temporaries of a denominator stay small
@@ -103,7 +103,7 @@ def prepare(
     problem = Problem(
         rows=rows,
         classes=classes,
-        dtype=x.dtype.name,
+        dtype=dtype_name(x.dtype),
         on_device=False,
         target=kind,
         outputs=frozenset(outputs),

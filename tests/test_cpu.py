@@ -174,6 +174,26 @@ def test_threads_may_call_at_once():
     assert set(seen) == {want}
 
 
+FORKING = """
+import multiprocessing, numpy as np, sce
+logits, target = np.random.default_rng(0).normal(size=(3000, 50)), np.arange(3000) % 50
+def call(_):
+    return sce.loss_and_grad(logits, target, backend="cpu")[1].tobytes()
+want = call(0)  # wakes the threads before the fork
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert set(pool.map(call, range(6))) == {want}
+print("agreed")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_answers():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKING], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "agreed\n", done.stderr
+
+
 @pytest.mark.parametrize("c", [1023, 1024, 1025, 2048, 4099])
 def test_targets_and_maxima_at_the_edges_of_blocks(c):
     """Sums run in blocks of 1024 between the target and the maximum; every border must be right."""

@@ -6,6 +6,8 @@ exp and max that vectorise. memory.py: rows by address, and half types. cache.py
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -17,7 +19,18 @@ on_device: bool = False
 debug: bool = False
 
 _one_launch = Lock()  # Numba's workqueue layer aborts the process when two threads launch at once
+_forked = False  # GNU OpenMP, one of Numba's layers, aborts a forked child that wakes threads
 _CHUNK = 1 << 15  # elements: enough to outweigh a chunk's own cost, few enough to share rows evenly
+
+
+def _after_fork() -> None:
+    """A child has no other threads, and perhaps a lock that one of them held."""
+    global _forked, _one_launch
+    _forked, _one_launch = True, Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def refuses(problem: Problem) -> str | None:
@@ -51,95 +64,107 @@ def run(problem: Problem, answer: Answer) -> None:
 
     from . import launch
 
-    p = problem
-    dtype = np.dtype(np.float64 if p.dtype == "float64" else np.float32)  # what is computed in
-    transformed = p.softcap is not None or p.logit_bias is not None or p.temperature != 1.0
-    chunk = max(1, min(256, _CHUNK // p.classes))
-    partial = np.empty((-(-p.rows // chunk), 2))
-    matrices = {
-        "logits": p.logits,
-        "distribution": p.distribution,
-        "grad": answer.grad,
-        "hess_diag": answer.hess_diag,
-        "log_softmax": answer.log_softmax,
-    }
-    vectors = {
-        "labels": p.labels,
-        "class_weight": _contiguous(p.class_weight),
-        "sample_weight": p.sample_weight,
-        "logit_bias": _contiguous(p.logit_bias),
-        "loss": None if p.reduce else answer.loss,
-        "z_loss_rows": None if p.reduce else answer.z_loss,
-        "lse": answer.lse,
-        "log_prob": answer.log_prob,
-        "entropy": answer.entropy,
-        "argmax": answer.argmax,
-        "correct": answer.correct,
-        "shared_mass": _shared_mass(p),
-        "partial": partial,
-    }
-    worked_on = [m for m in (p.logits, answer.grad) if m is not None]
-    parameters = np.zeros(1, launch.PARAMETERS)
-    fields = parameters[0]
-    values = {
-        "rows": p.rows,
-        "inner": p.logits.shape[1],
-        "classes": p.classes,
-        "chunk": chunk,
-        "direct": not transformed and all(m.dtype == dtype and m.strides[2] == m.itemsize for m in worked_on),
-        "in_place": answer.grad is not None and _address(answer.grad) == _address(p.logits),
-        "ignores": p.ignore_index is not None,
-        "ignored": p.ignore_index or 0,
-        "denominator": p.denominator,
-        "grad_scale": p.grad_scale,
-        "temperature": p.temperature,
-        "softcap": p.softcap or 0.0,
-        "z_loss": p.z_loss,
-        "label_smoothing": p.label_smoothing,
-        "spare": 1.0 if p.target == "none" else 0.0,
-        **{name: _address(v) for name, v in vectors.items() if v is not None},
-        **{
-            name: (DTYPES.index(m.dtype.name), _address(m), *m.strides)
-            for name, m in matrices.items()
-            if m is not None
-        },
-    }
-    for name, value in values.items():
-        fields[name] = value
+    dtype = "float64" if problem.dtype == "float64" else "float32"  # what is computed in
+    transformed = problem.softcap is not None or problem.logit_bias is not None or problem.temperature != 1.0
     switches = (
-        p.target == "index" and p.label_smoothing != 0.0,
+        problem.target == "index" and problem.label_smoothing != 0.0,
         transformed,
-        p.softcap is not None,
-        p.distribution is not None,
+        problem.softcap is not None,
+        problem.distribution is not None,
         answer.entropy is not None,
         answer.grad is not None,
         answer.hess_diag is not None,
         answer.log_softmax is not None,
     )
-    function = launch.kernel(dtype.name, tuple(True if on else None for on in switches))
-    workers = min(numba.get_num_threads(), len(partial))
+    kernel = launch.kernel(dtype, tuple(True if on else None for on in switches))
+
+    chunk = max(1, min(256, _CHUNK // problem.classes))
+    partial = np.empty((-(-problem.rows // chunk), 2))
+    vectors = _vectors(problem, answer, partial)  # kept alive here: the kernel sees addresses only
+    worked_on = [m for m in (problem.logits, answer.grad) if m is not None]
+    parameters = np.zeros(1, launch.PARAMETERS)
+    _fill(
+        parameters[0],
+        rows=problem.rows,
+        inner=problem.logits.shape[1],
+        classes=problem.classes,
+        chunk=chunk,
+        direct=not transformed and all(m.dtype == dtype and m.strides[2] == m.itemsize for m in worked_on),
+        in_place=answer.grad is not None and _address(answer.grad) == _address(problem.logits),
+        ignores=problem.ignore_index is not None,
+        ignored=problem.ignore_index or 0,
+        denominator=problem.denominator,
+        grad_scale=problem.grad_scale,
+        temperature=problem.temperature,
+        softcap=problem.softcap or 0.0,
+        z_loss=problem.z_loss,
+        label_smoothing=problem.label_smoothing,
+        spare=1.0 if problem.target == "none" else 0.0,
+        logits=_matrix(problem.logits),
+        distribution=_matrix(problem.distribution),
+        grad=_matrix(answer.grad),
+        hess_diag=_matrix(answer.hess_diag),
+        log_softmax=_matrix(answer.log_softmax),
+        **{name: _address(x) for name, x in vectors.items() if x is not None},
+    )
+    workers = 1 if _forked else min(numba.get_num_threads(), len(partial))
     if workers == 1:
-        launch.launch_here(function.address, parameters.ctypes.data, len(partial))
+        launch.launch_here(kernel.address, parameters.ctypes.data, len(partial))
     else:
         with _one_launch:
-            launch.launch(function.address, parameters.ctypes.data, len(partial), workers)
-    if p.reduce:
+            launch.launch(kernel.address, parameters.ctypes.data, len(partial), workers)
+    if problem.reduce:
         for into, value in zip((answer.loss, answer.z_loss), launch.sum_up(partial), strict=True):
             if into is not None:
                 into[0] = value
 
 
-def _shared_mass(p: Problem) -> Array | None:
+def _vectors(problem: Problem, answer: Answer, partial: Array) -> dict[str, Array | None]:
+    """The contiguous arrays that launch.PARAMETERS names."""
+    return {
+        "labels": problem.labels,
+        "class_weight": _contiguous(problem.class_weight),
+        "sample_weight": problem.sample_weight,
+        "logit_bias": _contiguous(problem.logit_bias),
+        "shared_mass": _shared_mass(problem),
+        "loss": None if problem.reduce else answer.loss,
+        "z_loss_rows": None if problem.reduce else answer.z_loss,
+        "lse": answer.lse,
+        "log_prob": answer.log_prob,
+        "entropy": answer.entropy,
+        "argmax": answer.argmax,
+        "correct": answer.correct,
+        "partial": partial,
+    }
+
+
+def _shared_mass(problem: Problem) -> Array | None:
     """What label smoothing adds to every row's target: w_k * eps / C."""
-    if p.target != "index" or not p.label_smoothing:
+    if problem.target != "index" or not problem.label_smoothing:
         return None
-    weight = np.ones(p.classes) if p.class_weight is None else p.class_weight
-    return weight * (p.label_smoothing / p.classes)
+    weight = np.ones(problem.classes) if problem.class_weight is None else problem.class_weight
+    return np.ascontiguousarray(weight * (problem.label_smoothing / problem.classes))
+
+
+def _fill(record: Any, **values: Any) -> None:
+    for name, value in values.items():
+        record[name] = value
+
+
+def _matrix(x: Array | None) -> tuple[int, ...]:
+    """memory.MATRIX of a matrix; an absent one is all zeros."""
+    return (0, 0, 0, 0, 0) if x is None else (_number(x.dtype), _address(x), *x.strides)
+
+
+@cache
+def _number(dtype: np.dtype[Any]) -> int:
+    """memory.py's number of a dtype."""
+    return DTYPES.index(dtype.name)
 
 
 def _address(x: Array) -> int:
     return int(x.__array_interface__["data"][0])
 
 
-def _contiguous(x: Array | None) -> Any:
+def _contiguous(x: Array | None) -> Array | None:
     return None if x is None else np.ascontiguousarray(x)
