@@ -20,7 +20,9 @@ debug: bool = False
 
 _one_launch = Lock()  # Numba's workqueue layer aborts the process when two threads launch at once
 _forked = False  # GNU OpenMP, one of Numba's layers, aborts a forked child that wakes threads
-_CHUNK = 1 << 15  # elements: enough to outweigh a chunk's own cost, few enough to share rows evenly
+# A chunk of rows is what one thread takes at a time, and the least that is worth waking another for: a few
+# tenths of a millisecond, in elements. A row costs about as much as 64 more than it has.
+_CHUNK, _ROW = 1 << 18, 64
 
 
 def _after_fork() -> None:
@@ -78,7 +80,7 @@ def run(problem: Problem, answer: Answer) -> None:
     )
     kernel = launch.kernel(dtype, tuple(True if on else None for on in switches))
 
-    chunk = max(1, min(256, _CHUNK // problem.classes))
+    chunk = max(1, _CHUNK // (problem.classes + _ROW))
     partial = np.empty((-(-problem.rows // chunk), 2))
     vectors = _vectors(problem, answer, partial)  # kept alive here: the kernel sees addresses only
     worked_on = [m for m in (problem.logits, answer.grad) if m is not None]
