@@ -1,4 +1,4 @@
-"""The registered backends, as a fixture: a test that takes `backend` runs on each."""
+"""The registered backends, as a fixture: a test that takes `backend` runs on each that runs here."""
 
 from __future__ import annotations
 
@@ -26,21 +26,31 @@ def pytest_configure(config):
             raise pytest.UsageError(f"--backend: {exc}") from exc
 
 
+def objection(name):
+    """Why the tests leave a registered backend out unless it is named, or None."""
+    if registry.load(name).debug:
+        return "a debug backend: it runs when named"
+    return registry.missing(name)
+
+
+def pytest_report_header(config):
+    if config.getoption("backend"):
+        return None
+    return [
+        f"backend {name}: {'tested' if why is None else f'NOT tested: {why}'}"
+        for name, why in ((name, objection(name)) for name in sorted(registry.registered()))
+    ]
+
+
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
-        names = metafunc.config.getoption("backend") or sorted(registry.registered())
-        metafunc.parametrize("backend", names, indirect=True)
+        here = [name for name in sorted(registry.registered()) if objection(name) is None]
+        metafunc.parametrize("backend", metafunc.config.getoption("backend") or here, indirect=True)
 
 
 @pytest.fixture
 def backend(request):
-    """A backend's name. Where it does not run here the test is skipped, or fails if `--backend` named it."""
-    name, named = request.param, request.config.getoption("backend")
-    why = registry.missing(name)
-    if why is not None and named:
-        pytest.fail(f"--backend {name}: {why}", pytrace=False)
-    if why is not None:
-        pytest.skip(why)
-    if registry.load(name).debug and not named:
-        pytest.skip(f"{name} is a debug backend: it runs when named, --backend {name}")
-    return name
+    """A backend's name. One that does not run here is a failure: only `--backend` can have named it."""
+    if why := registry.missing(request.param):
+        pytest.fail(f"--backend {request.param}: {why}", pytrace=False)
+    return request.param
