@@ -1,7 +1,7 @@
 """The contract: what a backend is asked, and what a backend is. The one file a backend author reads.
 
 Three things live here: `Problem` (one validated request), `Answer` (the arrays to fill) and `Backend`
-(the four names a backend module has). The formulas are in docs/math.md; the NumPy reference
+(the names a backend module has). The formulas are in docs/math.md; the NumPy reference
 (`sce_backends/reference.py`) is their definition in code.
 """
 
@@ -105,5 +105,8 @@ class Backend(Protocol):
 
 
 def cache_dir() -> str | None:
-    """Where the user wants compiled kernels kept (SCE_CACHE_DIR); None: the backend's own choice."""
+    """Where the user wants compiled kernels kept (SCE_CACHE_DIR); None: the backend's own choice.
+
+    Here, because a backend does not read the environment itself.
+    """
     return os.environ.get("SCE_CACHE_DIR") or None

@@ -76,6 +76,9 @@ def _index_shape(got: tuple[int, ...], shape: tuple[int, ...], rows_shape: tuple
     text = f"target of class indices has shape {got}; logits of shape {shape} need {rows_shape}"
     if got == shape:
         return f"{text}. For a distribution per row convert it with .astype(logits.dtype)."
+    for k in range(len(shape)):
+        if shape[:k] + shape[k + 1 :] == got:
+            return f"{text}. It fits axis={k}: is that the class axis?"
     if math.prod(got) == math.prod(rows_shape):
         return f"{text}: nothing broadcasts, so reshape it with .reshape{rows_shape}."
     return f"{text}: nothing broadcasts."
@@ -97,9 +100,11 @@ def labels(y: Array, classes: int, ignore: int | None, validate: bool) -> NDArra
             bad &= y != ignore
         if bad.any():
             raise LabelError(_label_reason(y, int(np.argmax(bad)), classes))
-    if y.dtype.kind == "u" and y.dtype.itemsize == 8:
-        y = np.minimum(y, np.uint64(_INT64.max))  # stays out of range instead of turning negative
-    return native(y).astype(np.int64, copy=False)
+    wide = native(y).astype(np.int64, copy=False)
+    if y.dtype.kind == "u" and y.dtype.itemsize == 8 and y.size and int(y.max()) > _INT64.max:
+        # Beyond int64: some illegal label that is not the ignored one, instead of wrapping around to it.
+        wide = np.where(native(y) > np.uint64(_INT64.max), -2 if ignore == -1 else -1, wide)
+    return wide
 
 
 def _label_reason(y: Array, first: int, classes: int) -> str:
@@ -190,6 +195,17 @@ def real(
     return v
 
 
+def spread(temperature: float, softcap: float | None) -> None:
+    """1 / T and T * softcap are numbers that can be divided by."""
+    product = temperature * (1.0 if softcap is None else softcap)
+    for value in (temperature, product):
+        if not 1e-300 <= value <= 1e300:
+            raise ValueError(
+                f"temperature {temperature} and softcap {softcap} are too extreme: temperature and its"
+                " product with softcap must lie in [1e-300, 1e300]."
+            )
+
+
 def one_of(name: str, value: Any, legal: tuple[str, ...]) -> str:
     """One of a few words."""
     if isinstance(value, str) and value in legal:
@@ -250,7 +266,10 @@ def loss_dtype(logits: np.dtype[Any]) -> np.dtype[Any]:
 def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...]) -> None:
     """An array that can be written to, of exactly this shape and one of these dtypes."""
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"out must be a NumPy array, got {type(value).__name__}.")
+        raise TypeError(
+            f"out must be a NumPy array, got {type(value).__name__}: pass its NumPy view, if it has one"
+            " (np.asarray(x), x.numpy())."
+        )
     if value.shape != shape:
         raise ValueError(f"out has shape {value.shape}; it must have {shape}.")
     if value.dtype not in dtypes or not value.dtype.isnative:
@@ -269,12 +288,12 @@ def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...]) -
         reach = stride * (n - 1) + max(reach, value.itemsize)
 
 
-def overlap(out: Array, inputs: dict[str, Array], in_place: tuple[str, ...] = ()) -> None:
-    """`out` shares memory with no input, unless it is exactly one that may be worked on in place."""
+def overlap(out: Array, inputs: dict[str, Array], in_place: str | None = None) -> None:
+    """`out` shares memory with no input, unless it is exactly the one that may be worked on in place."""
     for name, x in inputs.items():
-        if not _share(out, x) or (name in in_place and _same(out, x)):
+        if not _share(out, x) or (name == in_place and _same(out, x)):
             continue
-        how = f"pass out={name} itself, or separate memory" if name in in_place else "pass separate memory"
+        how = f"pass out={name} itself, or separate memory" if name == in_place else "pass separate memory"
         raise ValueError(f"out overlaps {name}, which would be overwritten while it is read: {how}.")
 
 

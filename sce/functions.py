@@ -13,7 +13,6 @@ from .backend import Answer, Array, Backend
 from .problem import NO_TARGET, Request, prepare
 from .select import Decision, decide, obtain
 
-_PER_ROW = ("lse", "log_prob", "entropy", "argmax", "correct")
 _MATRICES = ("grad", "hess_diag", "log_softmax")
 _REDUCED = ("loss", "z_loss")
 
@@ -195,28 +194,31 @@ class Evaluation(Protocol):
     """What `evaluate` returns: a named tuple with the fields asked for, in that order, and no others.
 
     Per-row fields have the index target's shape; a 1-d input's are scalars.
+
+    ============  ============================================================================================
+    loss          the loss, reduced as asked
+    grad          its gradient with respect to the logits
+    lse           per row: log sum_k exp(z_k)
+    log_prob      per row: sum_k y_k log p_k, the target's log-probability; 0 in a row left out
+    argmax        per row, int64: the class with the largest z, the lowest of a tie, the first NaN if any
+    correct       per row, bool: argmax is the label (for a distribution, its argmax); False in a row left out
+    entropy       per row, nats: -sum_k p_k log p_k
+    hess_diag     the diagonal of the loss's second derivative with respect to the logits
+    z_loss        that part of the loss, reduced the same way
+    denominator   what the reduction divides by
+    ============  ============================================================================================
     """
 
     loss: Any
-    """The loss, reduced as asked."""
     grad: Any
-    """Its gradient with respect to the logits."""
     lse: Any
-    """Per row: log sum_k exp(z_k)."""
     log_prob: Any
-    """Per row: sum_k y_k log p_k, the target's log-probability; 0 in a row left out."""
     argmax: Any
-    """Per row, int64: the class with the largest z, the lowest of a tie; the first NaN where there is one."""
     correct: Any
-    """Per row, bool: argmax is the label (for a distribution, its argmax). False in a row left out."""
     entropy: Any
-    """Per row, nats: -sum_k p_k log p_k."""
     hess_diag: Any
-    """The diagonal of the loss's second derivative with respect to the logits."""
     z_loss: Any
-    """That part of the loss, reduced the same way."""
     denominator: Any
-    """What the reduction divides by."""
 
 
 def evaluate(
@@ -295,7 +297,9 @@ def softmax(
     >>> sce.softmax([0.0, 0.0, float("-inf")])
     array([0.5, 0.5, 0. ])
     """
-    request = prepare(x, outputs=("grad",), axis=axis, temperature=temperature, reduction="none", out=out)
+    request = prepare(
+        x, name="x", outputs=("grad",), axis=axis, temperature=temperature, reduction="none", out=out
+    )
     # d logsumexp(x / T) / dx carries a factor 1 / T that softmax does not.
     problem = request.problem._replace(grad_scale=request.problem.temperature)
     return solve(request._replace(problem=problem), obtain(problem, backend))["grad"]
@@ -314,7 +318,7 @@ def log_softmax(
     array([-4.24835426e-18, -4.00000000e+01])
     """
     request = prepare(
-        x, outputs=("log_softmax",), axis=axis, temperature=temperature, reduction="none", out=out
+        x, name="x", outputs=("log_softmax",), axis=axis, temperature=temperature, reduction="none", out=out
     )
     return solve(request, obtain(request.problem, backend))["log_softmax"]
 
@@ -330,7 +334,7 @@ def logsumexp(
     >>> round(float(sce.logsumexp([1000.0, 1000.0])), 4)
     1000.6931
     """
-    request = prepare(x, outputs=("lse",), axis=axis, temperature=temperature, reduction="none")
+    request = prepare(x, name="x", outputs=("lse",), axis=axis, temperature=temperature, reduction="none")
     if out is not None:
         checks.out(out, request.layout.rows_shape, (checks.loss_dtype(request.like.dtype),))
         checks.overlap(out, {"x": request.like})
@@ -348,6 +352,9 @@ def explain(logits: Any, target: Any = NO_TARGET, *, backend: str | None = None,
     >>> print(sce.explain([[0.0, 1.0]], [1], backend="reference"))
     reference (asked by backend=)
     """
+    legal = loss_and_grad.__kwdefaults__ or {}
+    if unknown := [name for name in options if name not in legal]:
+        raise TypeError(f"explain() has no option {unknown[0]!r}; it takes those of loss_and_grad.")
     return decide(prepare(logits, target, outputs=("loss", "grad"), **options).problem, backend)
 
 
@@ -367,21 +374,23 @@ def solve(request: Request, backend: Backend) -> dict[str, Any]:
         else:
             dtype = {"argmax": np.dtype(np.int64), "correct": np.dtype(np.bool_)}.get(name, loss_dtype)
             answer[name] = np.empty(problem.rows, dtype)
-    if problem.rows:
-        backend.run(problem, Answer(**answer))
+    # The answer is the value, infinite or subnormal: the caller's np.errstate is not about our arithmetic.
+    with np.errstate(all="ignore"):
+        if problem.rows:
+            backend.run(problem, Answer(**answer))
+        return {name: _in_callers_shape(name, x, request, given) for name, x in answer.items()}
 
-    values: dict[str, Any] = {}
-    for name, x in answer.items():
-        if name in _MATRICES:
-            if not np.may_share_memory(x, given[name]):
-                layout.write(x, given[name])
-            values[name] = given[name]
-        elif name in _REDUCED and problem.reduce:
-            with np.errstate(over="ignore"):  # a sum beyond float32 is inf, as in the rows' own dtype
-                values[name] = loss_dtype.type(x[0] if problem.denominator else request.empty)
-        else:
-            values[name] = x.reshape(layout.rows_shape)[()]  # [()] makes a 0-d array a scalar
-    return values
+
+def _in_callers_shape(name: str, x: Array, request: Request, given: dict[str, Array]) -> Any:
+    problem, layout = request.problem, request.layout
+    if name in _MATRICES:
+        if not np.may_share_memory(x, given[name]):
+            layout.write(x, given[name])
+        return given[name]
+    if name in _REDUCED and problem.reduce:
+        value = x[0] if problem.denominator else request.empty
+        return checks.loss_dtype(request.like.dtype).type(value)
+    return x.reshape(layout.rows_shape)[()]  # [()] makes a 0-d array a scalar
 
 
 def _empty(request: Request) -> Array:
@@ -392,4 +401,12 @@ def _empty(request: Request) -> Array:
 
 @cache
 def _record(names: tuple[str, ...]) -> Any:
-    return namedtuple("Evaluation", names)
+    make: Any = namedtuple  # mypy wants the names written out
+    record = make("Evaluation", names)
+    # pickle cannot find a class that is made on the fly.
+    record.__reduce__ = lambda self: (_restore, (names, tuple(self)))
+    return record
+
+
+def _restore(names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    return _record(names)(*values)

@@ -19,7 +19,10 @@ def on_device(x: object) -> bool:
     if hasattr(x, "__cuda_array_interface__"):
         return True
     where = getattr(x, "__dlpack_device__", None)
-    return where is not None and where()[0] in _CUDA
+    try:
+        return where is not None and where()[0] in _CUDA
+    except Exception:  # a device that DLPack does not know: reading it will say so
+        return False
 
 
 def as_host(x: Any, name: str) -> Array:
@@ -37,7 +40,10 @@ def as_host(x: Any, name: str) -> Array:
             return np.asarray(x)
         return np.asarray(np.from_dlpack(x))
     except Exception as exc:
-        raise TypeError(f"{name} cannot be read as an array: {exc}") from exc
+        hint = ""
+        if "BFloat16" in str(exc):  # PyTorch hands its bfloat16 to nobody
+            hint = " Pass x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)."
+        raise TypeError(f"{name} cannot be read as an array: {exc}.{hint}") from exc
 
 
 @cache
@@ -71,7 +77,7 @@ class Layout(NamedTuple):
 
     def view(self, x: Array) -> Array | None:
         """`x`, shaped like the logits, as a view of shape (A, B, C), or None where there is none."""
-        moved = _class_last(x, self.axis)
+        moved = _class_last(np.asarray(x), self.axis)
         if self.split not in _splits(moved):
             return None
         return moved.reshape(self._canonical)
@@ -85,7 +91,7 @@ class Layout(NamedTuple):
 
     def write(self, rows: Array, x: Array) -> None:
         """Put (A, B, C) rows that are no view of `x` back into `x`."""
-        moved = _class_last(x, self.axis)
+        moved = _class_last(np.asarray(x), self.axis)
         moved[...] = rows.reshape(moved.shape)
 
     @property

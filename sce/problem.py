@@ -31,6 +31,7 @@ def prepare(
     target: Any = NO_TARGET,
     *,
     outputs: Iterable[str],
+    name: str = "logits",
     axis: int = -1,
     class_weight: Any = None,
     sample_weight: Any = None,
@@ -49,18 +50,18 @@ def prepare(
 ) -> Request:
     """Check everything, then build. Without a target: softmax and its relatives (q = 0, Q = 1)."""
     arrays = {
-        "logits": logits,
+        name: logits,
         "target": None if target is NO_TARGET else target,
         "class_weight": class_weight,
         "sample_weight": sample_weight,
         "logit_bias": logit_bias,
         "out": out,
     }
-    if placed := [name for name, x in arrays.items() if on_device(x)]:
-        hosted = [name for name, x in arrays.items() if x is not None and name not in placed]
+    if placed := [key for key, a in arrays.items() if on_device(a)]:
+        hosted = [key for key, a in arrays.items() if a is not None and key not in placed]
         raise BackendError(_device_reason(placed, hosted))
 
-    x = checks.logits(logits)
+    x = checks.logits(logits, name)
     validate = checks.switch("validate", validate)
     axis = checks.axis(axis, x.ndim)
     classes = checks.classes(x.shape, axis)
@@ -85,6 +86,7 @@ def prepare(
         "z_loss": checks.real("z_loss", z_loss, low=0.0),
         "grad_scale": checks.real("grad_scale", grad_scale),
     }
+    checks.spread(options["temperature"], options["softcap"])
     reduction = checks.one_of("reduction", reduction, ("none", "sum", "mean"))
     divisor = checks.denominator(denominator, reduction)
     empty = checks.one_of("empty", empty, ("nan", "zero"))
@@ -92,14 +94,14 @@ def prepare(
         labels = checks.labels(labels, classes, ignore, validate)
     if out is not None:
         checks.out(out, x.shape, checks.matrix_dtypes(x.dtype))
-        inputs = {name: as_host(a, name) for name, a in arrays.items() if a is not None and name != "out"}
-        checks.overlap(out, inputs, in_place=("logits",))
+        inputs = {key: as_host(a, key) for key, a in arrays.items() if a is not None and key != "out"}
+        checks.overlap(out, inputs, in_place=name)
 
     u = None if u is None else np.ascontiguousarray(u).reshape(rows)
     labels = None if labels is None else np.ascontiguousarray(labels).reshape(rows)
     if reduction == "mean" and divisor is None:
         divisor = checks.total_weight(_total_weight(rows, labels, ignore, w, u), validate)
-    where = layout(axis, *(a for a in (x, soft, out) if a is not None))
+    where = layout(axis, *(np.asarray(a) for a in (x, soft, out) if a is not None))
     problem = Problem(
         rows=rows,
         classes=classes,
@@ -109,12 +111,12 @@ def prepare(
         outputs=frozenset(outputs),
         reduce=reduction != "none",
         validated=validate,
-        logits=where.read(native(x)),
-        labels=labels,
-        distribution=None if soft is None else where.read(native(soft)),
-        class_weight=w,
-        sample_weight=u,
-        logit_bias=b,
+        logits=_frozen(where.read(native(x))),
+        labels=_frozen(labels),
+        distribution=None if soft is None else _frozen(where.read(native(soft))),
+        class_weight=_frozen(w),
+        sample_weight=_frozen(u),
+        logit_bias=_frozen(b),
         ignore_index=ignore,
         denominator=1.0 if divisor is None else divisor,
         **options,
@@ -122,7 +124,7 @@ def prepare(
     return Request(problem, where, x, out, math.nan if empty == "nan" else 0.0)
 
 
-@np.errstate(over="ignore", invalid="ignore")
+@np.errstate(all="ignore")
 def _total_weight(
     rows: int, labels: Array | None, ignore: int | None, w: Array | None, u: Array | None
 ) -> float:
@@ -136,18 +138,28 @@ def _total_weight(
     if w is None and u is None and ignore is None:
         return float(rows)
     sums = []
-    for start in range(0, rows, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        weight = np.ones(min(_BLOCK, rows - start)) if u is None else u[block]
-        if labels is not None and w is not None:
-            weight = weight * w.take(labels[block], mode="clip")
-        if labels is not None and ignore is not None:
-            weight = weight[labels[block] != ignore]
-        sums.append(float(weight.sum()))
     try:
+        for start in range(0, rows, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            weight = np.ones(min(_BLOCK, rows - start)) if u is None else u[block]
+            if labels is not None and w is not None:
+                weight = weight * w.take(labels[block], mode="clip")
+            if labels is not None and ignore is not None:
+                weight = weight[labels[block] != ignore]
+            # Signed weights may cancel to exactly 0, an empty mean: a pairwise sum may miss it or make it up.
+            sums.append(math.fsum(weight) if (weight < 0).any() else float(weight.sum()))
         return math.fsum(sums)
     except (OverflowError, ValueError):  # inf and -inf, or finite sums that overflow together
         return math.nan
+
+
+def _frozen(x: Any) -> Any:
+    """A view that a backend cannot write through: inputs are the caller's."""
+    if x is None:
+        return None
+    view = x.view()
+    view.flags.writeable = False
+    return view
 
 
 def _device_reason(placed: list[str], hosted: list[str]) -> str:

@@ -24,6 +24,9 @@ class Decision(NamedTuple):
     passed_over: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
+        if self.chosen is None and len(self.passed_over) == 1:
+            ((name, why),) = self.passed_over
+            return f"backend {name!r} cannot run this (asked by {self.asked_by}): {why}"
         head = f"{self.chosen or 'no backend'} (asked by {self.asked_by})"
         return "\n".join([head, *(f"  {name}: {why}" for name, why in self.passed_over)])
 

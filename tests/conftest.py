@@ -28,9 +28,12 @@ def pytest_configure(config):
 
 def objection(name):
     """Why the tests leave a registered backend out unless it is named, or None."""
-    if registry.load(name).debug:
-        return "a debug backend: it runs when named"
-    return registry.missing(name)
+    try:
+        if registry.load(name).debug:
+            return "a debug backend: it runs when named"
+        return registry.missing(name)
+    except BackendError as exc:  # somebody else's broken registration
+        return str(exc)
 
 
 def pytest_report_header(config):

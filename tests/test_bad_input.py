@@ -760,3 +760,43 @@ def test_device_arrays_are_not_moved(array):
         sce.softmax(array)
     with pytest.raises((sce.BackendError, TypeError), match=r"on a CUDA device|out must be a NumPy array"):
         sce.logsumexp(X, out=array)
+
+
+def test_extreme_temperatures_are_an_error():
+    for options in ({"temperature": 1e-310}, {"temperature": 10.0, "softcap": 1e308}):
+        with pytest.raises(ValueError, match=r"too extreme: temperature and its product with softcap"):
+            sce.cross_entropy([[0.0, 1.0]], [0], **options)
+
+
+def test_explain_names_the_option_it_does_not_know():
+    with pytest.raises(TypeError, match=r"explain\(\) has no option 'foo'; it takes those of loss_and_grad"):
+        sce.explain([[0.0, 1.0]], [0], foo=1)
+
+
+def test_softmax_calls_its_argument_by_its_name():
+    with pytest.raises(TypeError, match=r"^x have dtype int64"):
+        sce.softmax(np.array([[1, 2]]))
+
+
+def test_labels_that_fit_another_axis_say_which():
+    with pytest.raises(ValueError, match=r"need \(2, 3, 4\). It fits axis=1: is that the class axis\?"):
+        sce.cross_entropy(np.zeros((2, 3, 4, 5)), np.zeros((2, 4, 5), int))
+
+
+def test_out_that_is_no_array_says_what_to_pass():
+    with pytest.raises(TypeError, match=r"out must be a NumPy array, got list: pass its NumPy view"):
+        sce.loss_and_grad(np.zeros((2, 3)), [0, 1], out=[[0.0] * 3] * 2)
+
+
+def test_an_array_on_an_unknown_device_is_read_or_refused_with_words():
+    class Meta:
+        def __dlpack_device__(self):
+            raise ValueError("Unknown device type meta for Dlpack")
+
+        def __array__(self, dtype=None, copy=None):
+            raise TypeError("Got unsupported ScalarType BFloat16")
+
+    with pytest.raises(
+        TypeError, match=r"logits cannot be read as an array: .*BFloat16.*view\(torch.int16\)"
+    ):
+        sce.cross_entropy(Meta(), [0])

@@ -7,6 +7,7 @@ the conformance suite's business; here a bound is a few units in the last place 
 from __future__ import annotations
 
 import math
+import pickle
 import threading
 
 import ml_dtypes
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import sce
+from sce.problem import prepare
 
 INF, NAN = math.inf, math.nan
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -1021,3 +1023,64 @@ def test_many_classes():
     assert near(loss, math.log(150_000))
     assert near(grad[0, 1:], 1 / 150_000)
     assert near(grad[1, -1], 1 / 150_000 - 1)
+
+
+def test_an_evaluation_can_be_pickled():
+    seen = sce.evaluate([[0.0, 1.0]], [1], outputs=("loss", "correct"), backend="reference")
+    again = pickle.loads(pickle.dumps(seen))
+    assert again == seen
+    assert again._fields == ("loss", "correct")
+
+
+def test_the_caller_s_errstate_is_not_about_our_arithmetic(backend):
+    """What underflows is the answer; raised, it would leave `out` overwritten and nothing returned."""
+    options = {"class_weight": [1e-310, 1.0], "label_smoothing": 0.1, "backend": backend}
+    for dtype in (np.float32, np.float16):
+        logits = np.array([[0.0, -99.0], [0.0, 60000.0]], dtype)
+        want = sce.loss_and_grad(logits, [0, 0], **options)
+        with np.errstate(all="raise"):
+            got = sce.loss_and_grad(logits, [0, 0], out=logits, **options)
+        assert got[1] is logits
+        np.testing.assert_array_equal(got[1], want[1])
+        np.testing.assert_array_equal(got[0], want[0])
+
+
+def test_out_may_be_a_memory_map(backend, tmp_path):
+    out = np.memmap(tmp_path / "grad", np.float64, "w+", shape=(2, 3))
+    logits = np.arange(6.0).reshape(2, 3)
+    grad = sce.loss_and_grad(logits, [0, 1], out=out, backend=backend)[1]
+    assert grad is out
+    np.testing.assert_array_equal(out, sce.loss_and_grad(logits, [0, 1], backend=backend)[1])
+
+
+def test_signed_weights_that_cancel_are_added_exactly(backend):
+    """Summed from left to right these make 0, an empty mean; the total is 1."""
+    logits = np.zeros((3, 2))
+    seen = sce.evaluate(
+        logits, [0, 0, 0], sample_weight=[1e16, 1.0, -1e16], outputs=("denominator",), backend=backend
+    )
+    assert seen.denominator == 1
+
+
+def test_a_label_beyond_int64_is_never_the_ignored_one(backend):
+    labels = np.array([2**63 + 5, 0], np.uint64)
+    for ignored in (2**63 - 1, -1):
+        loss = sce.cross_entropy(
+            np.zeros((2, 2)), labels, ignore_index=ignored, validate=False, reduction="none", backend=backend
+        )
+        assert np.isnan(loss[0])
+        assert np.isfinite(loss[1])
+
+
+def test_a_backend_cannot_write_to_its_inputs():
+    """They are the caller's arrays, handed over without a copy."""
+    problem = prepare(
+        np.zeros((2, 3)),
+        np.zeros(2, int),
+        outputs=("loss",),
+        class_weight=np.ones(3),
+        sample_weight=np.ones(2),
+    ).problem
+    for name in ("logits", "labels", "class_weight", "sample_weight"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(problem, name)[...] = 1

@@ -79,7 +79,7 @@ def _outputs(problem: Problem, tile: tuple[slice, slice], rows: Array) -> dict[s
         others = target.spare + _sum_of_others(target.q, st.pivots)
         dz = others * st.p - target.q * st.one_minus_p + z_slope * st.p
         if "grad" in wanted:
-            out["grad"] = _by_row(problem.grad_scale * s, dz * slope, known)
+            out["grad"] = _by_row(s, problem.grad_scale * (dz * slope), known)
         if "hess_diag" in wanted:
             mass = target.spare + target.q.sum(axis=1, keepdims=True)
             d2z = (mass + z_slope) * st.p * st.one_minus_p + 2 * lam * st.p**2
@@ -117,7 +117,7 @@ def _transform(problem: Problem, x: Array) -> _Transformed:
     if problem.softcap is None:
         return _Transformed(x / t + bias, 1 / t, 0.0)
     cap = real(problem.softcap)
-    u = x / (t * cap)
+    u = x / t / cap
     tanh = np.tanh(u)
     sech2 = 1 / np.cosh(u) ** 2  # 1 - tanh^2 without the cancellation
     z = np.where(np.isinf(x), x, cap * tanh) + bias

@@ -26,7 +26,10 @@ def collect() -> dict[str, Any]:
 def _details(name: str) -> dict[str, str]:
     """What a backend that runs says about itself: threads, caches."""
     info = getattr(registry.load(name), "info", None)
-    return dict(info()) if info else {}
+    try:
+        return dict(info()) if info else {}
+    except Exception as exc:  # a report about a broken machine must not break
+        return {"info": f"failed: {type(exc).__name__}: {exc}"}
 
 
 def lines(facts: dict[str, Any]) -> Iterator[str]:

@@ -1,13 +1,14 @@
 """Numba on the CPU: the door. It says what the backend takes and hands problems to the kernels behind it.
 
-launch.py: the parallel loop over rows. rows.py: one row. elements.py: the loops over classes. vector_math.py:
-exp and max that vectorise. memory.py: rows by address, and half types. cache.py: where kernels are kept.
+launch.py: the parallel loop. kernel.py: a chunk of rows. rows.py: one row. elements.py: the loops over its
+classes. vector_math.py: exp and max that vectorise. memory.py: rows by address, half types. cache.py: where
+kernels are kept.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -19,7 +20,9 @@ on_device: bool = False
 debug: bool = False
 
 _one_launch = Lock()  # Numba's workqueue layer aborts the process when two threads launch at once
-_forked = False  # GNU OpenMP, one of Numba's layers, aborts a forked child that wakes threads
+_launched = _forked = (
+    False  # GNU OpenMP, one of Numba's layers, hangs or aborts a child forked after a launch
+)
 # A chunk of rows is what one thread takes at a time, and the least that is worth waking another for: a few
 # tenths of a millisecond, in elements. A row costs about as much as 64 more than it has.
 _CHUNK, _ROW = 1 << 18, 64
@@ -28,7 +31,7 @@ _CHUNK, _ROW = 1 << 18, 64
 def _after_fork() -> None:
     """A child has no other threads, and perhaps a lock that one of them held."""
     global _forked, _one_launch
-    _forked, _one_launch = True, Lock()
+    _forked, _one_launch = _launched, Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -44,9 +47,13 @@ def refuses(problem: Problem) -> str | None:
 
 
 def missing() -> str | None:
-    import numba  # noqa: F401
+    import numba
     import platformdirs  # noqa: F401
 
+    config: Any = numba.config
+    if config.DISABLE_JIT:
+        return "NUMBA_DISABLE_JIT is set: its kernels exist only compiled."
+    numba.get_num_threads()  # raises where the threading layer that was asked for is not there
     return None
 
 
@@ -62,6 +69,7 @@ def info() -> dict[str, str]:
 
 
 def run(problem: Problem, answer: Answer) -> None:
+    global _launched
     import numba
 
     from . import launch
@@ -82,8 +90,17 @@ def run(problem: Problem, answer: Answer) -> None:
 
     chunk = max(1, _CHUNK // (problem.classes + _ROW))
     partial = np.empty((-(-problem.rows // chunk), 2))
-    vectors = _vectors(problem, answer, partial)  # kept alive here: the kernel sees addresses only
+    workers = 1 if _forked else min(numba.get_num_threads(), len(partial))
     worked_on = [m for m in (problem.logits, answer.grad) if m is not None]
+    direct = not transformed and all(m.dtype == dtype and m.strides[2] == m.itemsize for m in worked_on)
+    length = max(problem.classes, launch.BLOCK)
+    vectors = {  # kept alive here: the kernel sees addresses only
+        **_vectors(problem, answer),
+        "partial": partial,
+        # What is not touched of these costs no memory.
+        "scratch": np.empty((workers, launch.SLOTS, length), dtype),
+        "wide": np.empty((workers, launch.WIDE_SLOTS, length)),
+    }
     parameters = np.zeros(1, launch.PARAMETERS)
     _fill(
         parameters[0],
@@ -91,7 +108,8 @@ def run(problem: Problem, answer: Answer) -> None:
         inner=problem.logits.shape[1],
         classes=problem.classes,
         chunk=chunk,
-        direct=not transformed and all(m.dtype == dtype and m.strides[2] == m.itemsize for m in worked_on),
+        length=length,
+        direct=direct,
         in_place=answer.grad is not None and _address(answer.grad) == _address(problem.logits),
         ignores=problem.ignore_index is not None,
         ignored=problem.ignore_index or 0,
@@ -109,10 +127,10 @@ def run(problem: Problem, answer: Answer) -> None:
         log_softmax=_matrix(answer.log_softmax),
         **{name: _address(x) for name, x in vectors.items() if x is not None},
     )
-    workers = 1 if _forked else min(numba.get_num_threads(), len(partial))
     if workers == 1:
         launch.launch_here(kernel.address, parameters.ctypes.data, len(partial))
     else:
+        _launched = True
         with _one_launch:
             launch.launch(kernel.address, parameters.ctypes.data, len(partial), workers)
     if problem.reduce:
@@ -121,8 +139,8 @@ def run(problem: Problem, answer: Answer) -> None:
                 into[0] = value
 
 
-def _vectors(problem: Problem, answer: Answer, partial: Array) -> dict[str, Array | None]:
-    """The contiguous arrays that launch.PARAMETERS names."""
+def _vectors(problem: Problem, answer: Answer) -> dict[str, Array | None]:
+    """The contiguous arrays that launch.PARAMETERS names, as they come with the problem."""
     return {
         "labels": problem.labels,
         "class_weight": _contiguous(problem.class_weight),
@@ -136,7 +154,6 @@ def _vectors(problem: Problem, answer: Answer, partial: Array) -> dict[str, Arra
         "entropy": answer.entropy,
         "argmax": answer.argmax,
         "correct": answer.correct,
-        "partial": partial,
     }
 
 
@@ -158,7 +175,7 @@ def _matrix(x: Array | None) -> tuple[int, ...]:
     return (0, 0, 0, 0, 0) if x is None else (_number(x.dtype), _address(x), *x.strides)
 
 
-@cache
+@functools.cache
 def _number(dtype: np.dtype[Any]) -> int:
     """memory.py's number of a dtype."""
     return DTYPES.index(dtype.name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def directory() -> Path | None:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     chosen = cache_dir()
-    root = Path(chosen).absolute() if chosen else user_cache_path("sce", appauthor=False)
+    root = Path(chosen).expanduser().absolute() if chosen else user_cache_path("sce", appauthor=False)
     path = root / f"cpu-numba-{numba.__version__}-{digest.hexdigest()[:16]}"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -48,19 +49,23 @@ def native_function(signature: Any) -> Any:
     return _cached(numba.cfunc, signature)
 
 
+_decorating = threading.Lock()
+
+
 def _cached(decorator: Any, *args: Any, **options: Any) -> Any:
     path = directory()
 
     def decorate(function: Any) -> Any:
-        # Numba reads the directory when it decorates. It is set for just that long: other code's kernels
-        # stay where their authors want them.
+        # Numba reads the directory when it decorates. It is set for just that long, by one thread at a time:
+        # other code's kernels stay where their authors want them.
         config: Any = numba.config
-        before = config.CACHE_DIR
-        config.CACHE_DIR = os.fspath(path) if path else before
-        try:
-            return decorator(*args, cache=path is not None, **options)(function)
-        finally:
-            config.CACHE_DIR = before
+        with _decorating:
+            before = config.CACHE_DIR
+            config.CACHE_DIR = os.fspath(path) if path else before
+            try:
+                return decorator(*args, cache=path is not None, **options)(function)
+            finally:
+                config.CACHE_DIR = before
 
     return decorate
 

@@ -1,9 +1,8 @@
 """The loops over one row's classes: plain loops that LLVM vectorises, one job each.
 
 Arguments: z (n,) the transformed logits and lo (n,) the part of them that z's dtype cannot hold, or None;
-top and top_lo the same of the row's maximum; slope and curve (n,) dz/dx and d2z/dx2 under a soft cap, or
-None, all in the row's compute dtype; q (n,) the target's mass in float64, or None. What is None is compiled
-away.
+top and top_lo the same of the row's maximum, all in the row's compute dtype; q (n,) the target's mass, and
+slope and curve (n,) dz/dx and d2z/dx2 under a soft cap, in float64, or None. What is None is compiled away.
 
 Only sums carry `reassoc`: it lets LLVM keep one partial sum per vector lane. The order this gives depends on
 the vector width, never on the number of threads.
@@ -19,7 +18,6 @@ from .cache import inline, jit
 from .vector_math import (
     difference_error,
     exp,
-    exp_parts,
     exp_times_gap,
     expm1_parts,
     fma,
@@ -62,34 +60,30 @@ def gap_at(z: Any, lo: Any, top: Any, top_lo: Any, k: Any) -> Any:
     return d, err
 
 
-@jit(fastmath=_SUM)
-def sum_exp(z: Any, lo: Any, top: Any, top_lo: Any) -> Any:
-    """sum_k exp(z_k - top)."""
-    powers, rest = z.dtype.type(0), z.dtype.type(0)
+@jit(fastmath={"contract"})
+def put_exp(z: Any, lo: Any, top: Any, top_lo: Any, out: Any) -> None:
+    """out_k = exp(z_k - top)."""
     for k in range(z.size):
         d, err = gap_at(z, lo, top, top_lo, k)
-        a, b = exp_parts(d, err)
-        powers += a
-        rest += b
-    return np.float64(powers) + np.float64(rest)
+        out[k] = exp(d, err)
+
+
+@jit(fastmath=_SUM)
+def sum_of(x: Any, n: Any) -> Any:
+    """sum_k x_k over the first n, in float64."""
+    s = 0.0
+    for k in range(n):
+        s += np.float64(x[k])
+    return s
 
 
 @jit(fastmath=_SUM)
 def sum_exp_gap(z: Any, lo: Any, top: Any, top_lo: Any) -> Any:
     """sum_k exp(z_k - top) * (top - z_k), for the entropy; 0 * inf = 0."""
-    s = z.dtype.type(0)
+    s = 0.0
     for k in range(z.size):
         d, err = gap_at(z, lo, top, top_lo, k)
-        s += exp_times_gap(d, err)
-    return np.float64(s)
-
-
-@jit(fastmath=_SUM)
-def sum_mass(q: Any) -> Any:
-    """sum_k q_k."""
-    s = 0.0
-    for k in range(q.size):
-        s += q[k]
+        s += np.float64(exp_times_gap(d, err))
     return s
 
 
@@ -123,8 +117,9 @@ def emit_grad(z: Any, lo: Any, q: Any, slope: Any, top: Any, top_lo: Any, weight
             mass = z.dtype.type(q[k])
             g -= fma(of_q, mass, of_q_lo * mass)
         if slope is not None:
-            g *= slope[k]
-        into[k] = g
+            into[k] = np.float64(g) * slope[k]
+        else:
+            into[k] = g
 
 
 @jit(fastmath={"contract"})

@@ -46,6 +46,12 @@ def view(witness: Any, address: Any, n: Any) -> Any:
 
 
 @inline()
+def slot(witness: Any, base: Any, index: Any, length: Any, n: Any) -> Any:
+    """The first n values of row `index` of a scratch array whose rows have `length`."""
+    return view(witness, base + index * length * view(witness, base, 1).itemsize, n)
+
+
+@inline()
 def view_of_records(dtype: Any, address: Any) -> Any:
     """The same for a structured dtype: one record."""
     return carray(_void_pointer(address), 1, dtype)

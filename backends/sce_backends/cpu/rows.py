@@ -20,8 +20,7 @@ from . import elements
 from .cache import jit
 from .vector_math import add, difference_error, finish
 
-BLOCK = 1024  # classes searched at once for the maximum
-BLOCK32, BLOCK64 = 512, 128  # classes summed at once, in float32 and float64
+BLOCK, BLOCK64 = 1024, 128  # classes taken at once: in general, and where float64 is summed
 
 Stats = namedtuple(
     "Stats", "t y top top_lo gap_y exp_y rest total log_total lse entropy mass mass_t mass_y core"
@@ -83,22 +82,28 @@ def find_top(z: Any, lo: Any) -> Any:
 
 
 @jit()
-def sums(z: Any, lo: Any, q: Any, entropy: Any, top: Any, top_lo: Any, first: Any, second: Any) -> Any:
+def sums(
+    z: Any, lo: Any, q: Any, entropy: Any, buffer: Any, top: Any, top_lo: Any, first: Any, second: Any
+) -> Any:
     """Over all classes but two: sum of e, of e * gap, of q, of q * gap, where gap = top - z.
 
-    Short blocks in the compute dtype, so that a vector lane adds few terms; then on with Neumaier's sum.
+    A block is summed in vector lanes, then on with Neumaier's sum. Blocks of float64 are shorter, because
+    their lanes have no precision to spare.
     """
-    block = BLOCK32 if z.itemsize == 4 else BLOCK64
+    block = BLOCK if z.itemsize == 4 else BLOCK64
     e, e_gap, mass, mass_gap = (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)
     for start, end in ((0, first), (first + 1, second), (second + 1, z.size)):
         for a in range(start, end, block):
             b = min(a + block, end)
             part, more = z[a:b], cut(lo, a, b)
-            e = add(e[0], e[1], elements.sum_exp(part, more, top, top_lo))
+            # Exponentials in the compute dtype, their sum in float64: in one loop the wider type would halve
+            # the vectors of both.
+            elements.put_exp(part, more, top, top_lo, buffer)
+            e = add(e[0], e[1], elements.sum_of(buffer, part.size))
             if entropy is not None:
                 e_gap = add(e_gap[0], e_gap[1], elements.sum_exp_gap(part, more, top, top_lo))
             if q is not None:
-                mass = add(mass[0], mass[1], elements.sum_mass(q[a:b]))
+                mass = add(mass[0], mass[1], elements.sum_of(q[a:b], b - a))
                 new = elements.sum_mass_gap(part, more, q[a:b], top, top_lo)
                 mass_gap = add(mass_gap[0], mass_gap[1], new)
     return (
@@ -110,7 +115,7 @@ def sums(z: Any, lo: Any, q: Any, entropy: Any, top: Any, top_lo: Any, first: An
 
 
 @jit()
-def statistics(z: Any, lo: Any, q: Any, y: Any, bump: Any, spare: Any, entropy: Any) -> Any:
+def statistics(z: Any, lo: Any, q: Any, y: Any, bump: Any, spare: Any, entropy: Any, buffer: Any) -> Any:
     """All that the outputs of one row need.
 
     `bump` is the mass that an index target adds at y, `spare` mass that is at no class (1 for softmax).
@@ -122,7 +127,7 @@ def statistics(z: Any, lo: Any, q: Any, y: Any, bump: Any, spare: Any, entropy: 
         top_lo = lo[t]
     apart = y >= 0 and y != t
     first, second = (min(t, y), max(t, y)) if apart else (t, t)
-    rest, rest_gap, mass, mass_gap = sums(z, lo, q, entropy, top, top_lo, first, second)
+    rest, rest_gap, mass, mass_gap = sums(z, lo, q, entropy, buffer, top, top_lo, first, second)
 
     gap_y, exp_y = 0.0, 0.0
     if apart:
@@ -174,6 +179,13 @@ def pivots(st: Any, z_slope: Any) -> Any:
 
 
 @jit()
+def low_part(x: Any, rounded: Any) -> Any:
+    """What rounding x to the compute dtype lost; 0 where it overflowed."""
+    rest = x - np.float64(rounded)
+    return type(rounded)(rest) if abs(rest) < np.inf else type(rounded)(0)
+
+
+@jit()
 def write_grad(z: Any, lo: Any, q: Any, slope: Any, st: Any, scale: Any, z_slope: Any, out: Any) -> None:
     """The gradient's row, scale * dz * slope, to `out`, or over z where that is None."""
     of = z.dtype.type
@@ -181,7 +193,7 @@ def write_grad(z: Any, lo: Any, q: Any, slope: Any, st: Any, scale: Any, z_slope
     if of_p != of_p:  # NaN in the row, or a label out of range: a flushed exponential must not hide it
         elements.fill(z, out, of(np.nan))
         return
-    weights = (of(of_p), of(of_p - np.float64(of(of_p))), of(of_q), of(of_q - np.float64(of(of_q))))
+    weights = (of(of_p), low_part(of_p, of(of_p)), of(of_q), low_part(of_q, of(of_q)))
     elements.emit_grad(z, lo, q, slope, st.top, st.top_lo, weights, out)
     for k, _, _, dz in pivots(st, z_slope):
         by = scale
@@ -210,7 +222,7 @@ def write_hess(
         elements.fill(z, out, of(np.nan))
         return
     by = 1.0 / st.total
-    weights = (of(by), of(by - np.float64(of(by))), a, lam2, scale)
+    weights = (of(by), low_part(by, of(by)), a, lam2, scale)
     elements.emit_hess(z, lo, q, slope, curve, st.top, st.top_lo, weights, out)
     for k, p, others, dz in pivots(st, z_slope):
         h = p * (a * others + lam2 * p)

@@ -4,8 +4,8 @@ Numba from PyPI has no vector math library: `np.exp` in a loop is a scalar call,
 vectorises. These do: plain arithmetic, a bit cast and LLVM intrinsics.
 
 exp is 2^n * exp(r) with |r| <= ln(2)/2 after Cody and Waite (1980), and exp(r) = 1 + r + r^2 P(r), where P is
-the Chebyshev fit of (exp(r) - 1 - r) / r^2 (`mpmath.chebyfit` with 50 digits; tests/test_vector_math.py makes
-it again). The results are within 1 ulp for float32 and float64, measured there.
+the Chebyshev fit of (exp(r) - 1 - r) / r^2 (`mpmath.chebyfit` with 50 digits; tests/test_cpu.py makes it
+again). The results are within 1 ulp for float32 and float64, measured there.
 """
 
 from __future__ import annotations
@@ -140,17 +140,6 @@ def exp(d: Any, err: Any) -> Any:
     """exp(d + err)."""
     scale, r, s = split_exp(d, err)
     return type(d)(0) if d < lowest(d) else scale + fma(scale, r, scale * s)
-
-
-@inline()
-def exp_parts(d: Any, err: Any) -> Any:
-    """(a, b) with a + b = exp(d + err): summed apart, they save each term of a sum a rounding.
-
-    The selects stand here, out of reach of the sum's `reassoc`, or LLVM does not vectorise it.
-    """
-    scale, r, s = split_exp(d, err)
-    below = d < lowest(d)
-    return type(d)(0) if below else scale, type(d)(0) if below else fma(scale, r, scale * s)
 
 
 @inline()
