@@ -114,28 +114,36 @@ def test_maximum_keeps_nan():
         assert maximum_of(dtype(-np.inf), one) == 1
 
 
+Z, ONE, WIDE = np.zeros(64, np.float32), np.float32(0), np.zeros(64)
+LOOPS = {
+    "largest": ("largest", (Z,), r"v?maxps|vcmp\w*ps"),
+    "put_exp": ("put_exp", (Z, None, ONE, ONE, Z), None),
+    "put_exp, transformed": ("put_exp", (Z, Z, ONE, ONE, Z), None),
+    "sum_of": ("sum_of", (Z, 64), "v?addpd"),
+    "sum_exp_gap": ("sum_exp_gap", (Z, None, ONE, ONE), None),
+    "sum_mass_gap": ("sum_mass_gap", (Z, None, WIDE, ONE, ONE), None),
+    "emit_grad in place": ("emit_grad", (Z, None, None, None, ONE, ONE, (ONE,) * 4, None), None),
+    "emit_grad": ("emit_grad", (Z, None, None, None, ONE, ONE, (ONE,) * 4, Z), None),
+    "emit_grad, all options": ("emit_grad", (Z, Z, WIDE, WIDE, ONE, ONE, (ONE,) * 4, None), None),
+    "emit_hess": ("emit_hess", (Z, None, None, None, None, ONE, ONE, (ONE, ONE, 0.0, 0.0, 0.0), Z), None),
+    "emit_log_softmax": ("emit_log_softmax", (Z, None, ONE, ONE, ONE, Z), "v?subps"),
+    "soft_cap": ("soft_cap", (Z, Z, WIDE, WIDE, 1.0, 1.0, WIDE), None),
+    "affine": ("affine", (Z, Z, 1.0, WIDE), None),
+}
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 register names")
-@pytest.mark.parametrize("loop", ["put_exp", "sum_of", "sum_exp_gap", "sum_mass_gap", "largest", "emit_grad"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_the_loops_are_vector_code(loop):
     """A scalar loop is an order of magnitude slower, and nothing but the machine code tells."""
-    compiled = getattr(elements, loop)
-    function = numba.njit(error_model="numpy", fastmath=compiled.targetoptions["fastmath"])(compiled.py_func)
-    z, one = np.zeros(64, np.float32), np.float32(0)
-    args = {
-        "put_exp": (z, None, one, one, z),
-        "sum_of": (z, 64),
-        "sum_exp_gap": (z, None, one, one),
-        "sum_mass_gap": (z, None, np.zeros(64), one, one),
-        "largest": (z,),
-        "emit_grad": (z, None, None, None, one, one, (one, one, one, one), None),
-    }[loop]
+    name, args, instruction = LOOPS[loop]
+    compiled = getattr(elements, name)
+    fastmath = compiled.targetoptions.get("fastmath", False)
+    function = numba.njit(error_model="numpy", fastmath=fastmath)(compiled.py_func)
     function(*args)
     (asm,) = function.inspect_asm().values()
-    instruction = {"largest": r"v?maxps|vcmp\w*ps", "sum_of": "v?addpd"}.get(
-        loop, r"v?(?:fmadd|fnmadd|mul)\w*p[sd]"
-    )
-    packed = re.findall(rf"\s(?:{instruction})\s.*%[xyz]mm", asm)
-    assert packed, asm
+    packed = instruction or r"v?(?:fmadd|fnmadd|mul)\w*p[sd]"
+    assert len(re.findall(rf"\s(?:{packed})\s.*%[xyz]mm", asm)) >= 2, asm
 
 
 def some(n, c, dtype=np.float32, seed=0):
