@@ -473,8 +473,10 @@ def test_check(files: Path, few_cases: tuple[Any, ...]) -> None:
                 "failed": 0,
                 "skipped": report.skipped,
                 "worst_ulp": report.worst_ulp,
+                "failures": [],
             }
-        }
+        },
+        "missing": {},
     }
     assert set(report.worst_ulp) <= {line.split("  ")[0] for line in found.out.splitlines()}
 
@@ -485,8 +487,11 @@ def test_check_rejects(files: Path, few_cases: tuple[Any, ...], wrong: Callable[
     assert found.status == 1
     assert f"{backend} fails " in found.out
     assert f"{backend}: " in found.out
-    assert " more failures." in found.out
-    assert json.loads(Path("c.json").read_text())["backends"][backend]["failed"] > 5
+    assert " more failures: --json has them all." in found.out
+    kept = json.loads(Path("c.json").read_text())["backends"][backend]
+    assert kept["failed"] > 5
+    assert len(kept["failures"]) >= kept["failed"]
+    assert kept["failures"][0].keys() == {"case", "output", "message"}
 
 
 def test_check_names_what_is_missing(
@@ -496,9 +501,10 @@ def test_check_names_what_is_missing(
     found = run("check", "--backend", backend, "--backend", "reference", "--json", "c.json")
     assert found.status == 1
     assert f"{backend} did not run: its library is not installed." in found.out
-    kept = json.loads(Path("c.json").read_text())["backends"]
-    assert kept[backend] == {"missing": "its library is not installed."}
-    assert kept["reference"]["failed"] == 0
+    kept = json.loads(Path("c.json").read_text())
+    assert kept["missing"] == {backend: "its library is not installed."}
+    assert kept["backends"].keys() == {"reference"}
+    assert kept["backends"]["reference"]["failed"] == 0
     assert "unknown backend 'cpuu'" in fails("check", "--backend", "cpuu")
 
 
@@ -515,7 +521,9 @@ def test_check_reports_progress(few_cases: tuple[Any, ...]) -> None:
 
     (report,) = check(["reference"], console(stderr=True))
     assert report.passed + report.failed + report.skipped == len(few_cases)
-    assert list(as_json([report], {"cuda": "none here"})["backends"]) == ["reference", "cuda"]
+    kept = as_json([report], {"cuda": "none here"})
+    assert list(kept["backends"]) == ["reference"]
+    assert kept["missing"] == {"cuda": "none here"}
 
 
 def test_check_export(files: Path, few_cases: tuple[Any, ...]) -> None:

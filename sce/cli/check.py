@@ -64,6 +64,15 @@ def _step(progress: Progress, task: TaskID, case: object) -> None:
 
 def show(reports: Sequence[Report], missing: dict[str, str], out: Console) -> None:
     """Counts by backend, worst error by group, the first failures."""
+    if reports:
+        _show_counts(reports, out)
+    notes = reasons(missing)
+    for report in reports:
+        notes += _skips(report) + _failures(report)
+    print_notes(notes, out)
+
+
+def _show_counts(reports: Sequence[Report], out: Console) -> None:
     counts = table("backend", "passed", "failed", "skipped")
     for report in reports:
         counts.add_row(
@@ -78,10 +87,6 @@ def show(reports: Sequence[Report], missing: dict[str, str], out: Console) -> No
         worst = (report.worst_ulp.get(group) for report in reports)
         groups.add_row(group, *("-" if ulp is None else f"{ulp:.3g}" for ulp in worst))
     out.print(groups)
-    notes = reasons(missing)
-    for report in reports:
-        notes += _skips(report) + _failures(report)
-    print_notes(notes, out)
 
 
 def _skips(report: Report) -> list[Note]:
@@ -96,19 +101,23 @@ def _failures(report: Report) -> list[Note]:
         for case, output, message in shown
     ]
     if more := len(report.failures) - len(shown):
-        notes.append((f"{report.backend}: {more} more failures.", "red"))
+        notes.append((f"{report.backend}: {more} more failures: --json has them all.", "red"))
     return notes
 
 
 def as_json(reports: Sequence[Report], missing: dict[str, str]) -> dict[str, Any]:
-    """{"backends": {NAME: {"passed", "failed", "skipped", "worst_ulp": {group: ulp}}}}"""
+    """{"backends": {NAME: {"passed", "failed", "skipped", "worst_ulp": {group: ulp}, ...}}, "missing"}"""
     found: dict[str, Any] = {
         report.backend: {
             "passed": report.passed,
             "failed": report.failed,
             "skipped": report.skipped,
             "worst_ulp": dict(report.worst_ulp),
+            "failures": [
+                {"case": case, "output": output, "message": message}
+                for case, output, message in report.failures
+            ],
         }
         for report in reports
     }
-    return {"backends": found | {name: {"missing": why} for name, why in missing.items()}}
+    return {"backends": found, "missing": missing}

@@ -14,6 +14,7 @@ from sce import machine
 
 from .compare import Comparison
 
+_CACHED = 4_000_000  # bytes that today's caches hold: then a copy is no measure of the memory
 _WIDE = 10_000  # columns where there is no terminal: a file or a pipe gets every cell whole
 
 
@@ -44,10 +45,11 @@ def show(result: Comparison, source: str, out: Console) -> None:
     shape = " x ".join(map(str, like.shape))
     print_line(out, f"{source}: {shape} {like.dtype.name}, {problem.rows} rows of {problem.classes} classes")
     threads = "1 thread" if result.copy_threads == 1 else f"{result.copy_threads} threads"
+    where = ", in the cache" if result.copy_bytes < _CACHED else ""
     print_line(
         out,
         f"{machine.processor()}, {machine.usable_cores()} cores; copies these {_size(result.copy_bytes)}"
-        f" (read + write) at {result.copy_rate:.3g} GB/s on {threads}",
+        f" (read + write{where}) at {result.copy_rate:.3g} GB/s on {threads}",
     )
     out.print()
     lines = table("backend", "loss", "accuracy", "max ulp", "time", "GB/s", "of copy", "speed-up")
