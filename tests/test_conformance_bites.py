@@ -6,6 +6,7 @@ at least one must catch it; the reference itself passes all of them by the same 
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from functools import cache
 from types import SimpleNamespace
@@ -626,18 +627,23 @@ def last_bit_depends_on_the_batch(problem, answer):
         answer.grad[...] = np.nextafter(answer.grad, 0)
 
 
+def overwrite(x):
+    """The first element, by its address: a compiled kernel asks no flag for leave to write."""
+    ctypes.memset(x.__array_interface__["data"][0], 1, x.itemsize)
+
+
 @mistake("shapes")
 @after
 def writes_into_logits(problem, answer):
-    if problem.logits.flags.writeable and not np.may_share_memory(problem.logits, answer.grad):
-        problem.logits[...] = 1
+    if problem.rows and not np.may_share_memory(problem.logits, answer.grad):
+        overwrite(problem.logits)
 
 
 @mistake("shapes")
 @after
 def writes_into_labels(problem, answer):
-    if problem.labels is not None and problem.labels.flags.writeable:
-        problem.labels[...] = 0
+    if problem.labels is not None and problem.rows:
+        overwrite(problem.labels)
 
 
 @mistake("options")

@@ -15,12 +15,15 @@ from .case import BOTH, FULL, LOSS, Case, Exact, cast, unavailable
 
 _TOP = {"float16": 6e4, "bfloat16": 3e38, "float32": 3e38, "float64": 1e308}
 
+_CROWDS = ((33, 8_000), (129, 1_700), (513, 300))  # classes and rows, at each temperature
+
 _TUPLES: tuple[tuple[str, ...], ...] = (FULL, BOTH, LOSS)
 
 
 def accuracy() -> Iterator[Case]:
     for dtype in DTYPES:
         yield from _margins(dtype)
+        yield from _crowds(dtype)
         yield from _magnitudes(dtype)
         yield from _offsets(dtype)
         yield from _soft_targets(dtype)
@@ -66,6 +69,18 @@ def _margins(dtype: str) -> Iterator[Case]:
         yield case(f"margins of {classes}, options", x, y, options, FULL)
         for name, value in (("label_smoothing", 0.1), ("z_loss", 1e-3), ("softcap", 20.0)):
             yield case(f"margins of {classes}, {name}", x, y, {name: value}, FULL)
+
+
+def _crowds(dtype: str) -> Iterator[Case]:
+    """Enough rows to meet an error that one in a thousand has; a third of them sure, a third surer."""
+    for classes, rows in _CROWDS:
+        rng = data.generator(f"{dtype} crowd of {classes}")
+        x = rng.normal(size=(rows, classes)) * rng.choice([1, 3, 10], size=(rows, 1))
+        y = data.index(rng, rows, classes)
+        x[np.arange(rows), y] += rng.choice([0, 20, 40], size=rows)
+        for temperature in (1.0, 0.7):
+            name = f"{rows} rows of {classes}, temperature {temperature}"
+            yield _case("confident", dtype, name, x, y, {"temperature": temperature}, BOTH)
 
 
 def _magnitudes(dtype: str) -> Iterator[Case]:

@@ -45,19 +45,28 @@ def _swapped(x: Array) -> Array:
 
 
 def _inner_first(x: Array) -> Array:
-    """(2, 3, 2, C) whose row axes lie in memory as 2, 0, 1: no two of them merge into one stride."""
-    return np.ascontiguousarray(x.reshape(2, 3, 2, -1).transpose(2, 0, 1, 3)).transpose(1, 2, 0, 3)
+    """Row axes 0, 1, 2 lie in memory as 2, 0, 1: no two of them merge into one stride."""
+    return np.ascontiguousarray(_three(x).transpose(2, 0, 1, 3)).transpose(1, 2, 0, 3)
 
 
 def _not_collapsible(x: Array) -> Array:
     """Three row axes with a gap after each: there is no view with two."""
-    wide = np.zeros((3, 4, 3, x.shape[1]), x.dtype)
-    view = wide[:2, :3, :2]
-    view[...] = x.reshape(2, 3, 2, -1)
+    rows = _three(x)
+    view = np.zeros([n + 1 for n in rows.shape[:3]] + [x.shape[1]], x.dtype)[:-1, :-1, :-1]
+    view[...] = rows
     return view
 
 
-_ARRANGE: dict[str, Callable[[Array], _Arranged]] = {
+def _two(x: Array) -> Array:
+    return x.reshape(3, -1, x.shape[1])
+
+
+def _three(x: Array) -> Array:
+    """The rows, a multiple of 12, on three axes."""
+    return x.reshape(2, 3, -1, x.shape[1])
+
+
+ARRANGE: dict[str, Callable[[Array], _Arranged]] = {
     "contiguous": lambda x: (x.copy(), -1),
     "byte order": lambda x: (_swapped(x), -1),
     "unaligned": lambda x: (_unaligned(x), -1),
@@ -72,13 +81,13 @@ _ARRANGE: dict[str, Callable[[Array], _Arranged]] = {
     "one row everywhere": lambda x: (np.broadcast_to(x[:1], x.shape), -1),
     "one class everywhere": lambda x: (np.broadcast_to(x[:, :1], x.shape), -1),
     "axis 0": lambda x: (np.ascontiguousarray(x.T), 0),
-    "axis 1 of 3": lambda x: (np.ascontiguousarray(x.reshape(3, 4, -1).transpose(0, 2, 1)), 1),
-    "axis 1 of 4": lambda x: (np.ascontiguousarray(x.reshape(2, 3, 2, -1).transpose(0, 3, 1, 2)), 1),
-    "axis 0 of 4": lambda x: (np.ascontiguousarray(x.reshape(2, 3, 2, -1).transpose(3, 0, 1, 2)), -4),
-    "axis 2 of 4": lambda x: (np.ascontiguousarray(x.reshape(2, 3, 2, -1).transpose(0, 1, 3, 2)), 2),
-    "channels last": lambda x: (x.reshape(2, 3, 2, -1).transpose(0, 3, 1, 2), 1),
-    "last of 3": lambda x: (x.reshape(3, 4, -1).copy(), 2),
-    "last of 5": lambda x: (x.reshape(2, 1, 3, 2, -1).copy(), -1),
+    "axis 1 of 3": lambda x: (np.ascontiguousarray(_two(x).transpose(0, 2, 1)), 1),
+    "axis 1 of 4": lambda x: (np.ascontiguousarray(_three(x).transpose(0, 3, 1, 2)), 1),
+    "axis 0 of 4": lambda x: (np.ascontiguousarray(_three(x).transpose(3, 0, 1, 2)), -4),
+    "axis 2 of 4": lambda x: (np.ascontiguousarray(_three(x).transpose(0, 1, 3, 2)), 2),
+    "channels last": lambda x: (_three(x).transpose(0, 3, 1, 2), 1),
+    "last of 3": lambda x: (_two(x).copy(), 2),
+    "last of 5": lambda x: (_three(x)[:, None].copy(), -1),
     "inner axis first": lambda x: (_inner_first(x), -1),
     "not collapsible": lambda x: (_not_collapsible(x), -1),
 }
@@ -86,7 +95,7 @@ _ARRANGE: dict[str, Callable[[Array], _Arranged]] = {
 
 def layouts() -> Iterator[Case]:
     for dtype in DTYPES:
-        for name, arrange in _ARRANGE.items():
+        for name, arrange in ARRANGE.items():
             rng = data.generator(f"{dtype} {name}")
             labels = data.index(rng, _ROWS, _CLASSES)
             x, axis = arrange(cast(data.confident(data.normal(rng, _ROWS, _CLASSES), labels), dtype))
@@ -101,7 +110,7 @@ def layouts() -> Iterator[Case]:
             yield _case(dtype, f"{name}, contiguous distribution", x, plain, axis, FULL)
             if x.ndim == 2:
                 yield _case(dtype, f"{name}, distribution arranged", x.copy("C"), *arrange(soft))
-            for out in _places(x, dtype):
+            for out in places(x, dtype):
                 yield _case(dtype, f"{name}, index, out {out}", x, y, axis, out=out)
             yield from _without_target(dtype, name, x, axis)
         yield from _one_dimension(dtype)
@@ -114,13 +123,14 @@ def _without_target(dtype: str, name: str, x: Array, axis: int) -> Iterator[Case
     for function, outputs in FUNCTIONS.items():
         if function == "evaluate":
             continue
-        for out in (None, *_places(x, dtype)) if function != "logsumexp" else (None,):
+        for out in (None, *places(x, dtype)) if function != "logsumexp" else (None,):
             title = f"{dtype} {function}, {name}, out {out or 'new'}"
             options = {"axis": axis}
             yield Case("layouts", title, x, None, options, outputs, (), function, out, unavailable(dtype))
 
 
-def _places(x: Array, dtype: str) -> Iterator[str]:
+def places(x: Array, dtype: str) -> Iterator[str]:
+    """Where the gradient of these logits may go besides new memory."""
     if dtype in ("float16", "bfloat16"):
         yield "float32"
     yield from ("own", "strided")

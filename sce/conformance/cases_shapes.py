@@ -17,7 +17,8 @@ _CLASSES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127
             511, 513, 1000, 1025, 4097)  # fmt: skip
 _ROWS = (0, 1, 2, 5, 64, 257)
 _LARGE = {"float16": (3, 9001), "bfloat16": (2, 70001), "float32": (2, 50257), "float64": (2, 32771)}
-_MANY = ((257, 129), (4001, 3), (1023, 10), (70, 1025))  # enough for several threads and blocks
+# Enough for several threads and blocks: some backends give a thread 2**18 elements at a time.
+_MANY = ((20_000, 3), (4_099, 129), (600, 1_025))
 _BYTE_ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
 _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 
@@ -36,7 +37,8 @@ def shapes() -> Iterator[Case]:
                 yield _soft("shapes", dtype, rows, 6, BOTH, reduction)
         for rows, classes in (*_MANY, _LARGE[dtype]):
             yield _index("shapes", dtype, rows, classes, BOTH, "mean")
-            yield _soft("shapes", dtype, rows, classes, BOTH, "mean")
+            if (rows, classes) != _MANY[1]:  # takes long, and tells nothing that the others do not
+                yield _soft("shapes", dtype, rows, classes, BOTH, "mean")
         yield from _targets(dtype)
 
 

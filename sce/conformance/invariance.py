@@ -17,13 +17,18 @@ Findings = list[tuple[str, str]]
 
 
 def invariance(backend: Backend, case: Case, values: dict[str, Any]) -> Findings:
-    """What depends on the run, on the memory given, or on the other rows. `values`: the first answer."""
+    """What depends on the run, on np.seterr, on the memory given, or on the other rows.
+
+    `values` is the first answer. The backend is called without `sce.functions.solve` around it, which would
+    keep np.seterr from it: NumPy is to raise the first time and to warn the second.
+    """
     fresh, guards = case.fresh()
     request = fresh.request()
     given, canonical = _allocate(request)
     if not request.problem.rows:
         return []
-    backend.run(request.problem, Answer(**canonical))
+    with np.errstate(all="raise"):
+        backend.run(request.problem, Answer(**canonical))
     found = _repeated(case, request, values, given, canonical)
     found += [(name, "the backend wrote into this input.") for name, g in guards.items() if not g.untouched()]
     if request.problem.rows > 1 and not found:
@@ -70,7 +75,8 @@ def _split(backend: Backend, case: Case, full: dict[str, Array]) -> Findings:
     names = [name for name in some if not (problem.reduce and name in REDUCED)]
     pieces = {name: some[name][tile if name in MATRICES else rows] for name in names}
     totals = {name: some[name] for name in some if name not in names}
-    backend.run(problem, Answer(**pieces, **totals))
+    with np.errstate(all="warn"):
+        backend.run(problem, Answer(**pieces, **totals))
     return [
         (name, f"differs when rows {rows.start} to {rows.stop - 1} run without the others.")
         for name in names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -51,7 +52,8 @@ def check(
     """Run every case (or these) on a backend: a registered name, an import path, or any object like one.
 
     Of each answer: shapes, dtypes, values within their bounds, the same bits when asked again, the same bits
-    for a part of the batch, every element written and nothing else. `on_case` is called after each case.
+    for a part of the batch, every element written and nothing else; no warning, whatever np.seterr and the
+    warnings' filters say, here or at the caller's. `on_case` is called after each case.
     Raises BackendError where the backend cannot run on this machine.
     """
     name, module = _load(backend)
@@ -86,23 +88,34 @@ def _examine(backend: Backend, case: Case) -> tuple[list[Failure], float, str | 
     if case.skip is not None:
         return [], 0.0, case.skip
     try:
+        with warnings.catch_warnings(record=True) as leaked:
+            warnings.simplefilter("always")
+            found, ulp, why = _answers(backend, case)
+    except Exception as exc:  # whatever a backend raises is its failure, not the suite's
+        return [Failure(case.name, "", f"raised {type(exc).__name__}: {exc}")], 0.0, None
+    if leaked:  # once is enough: it repeats with every run
+        found.append(("", f"warned: {leaked[0].category.__name__}: {leaked[0].message}"))
+    return [Failure(case.name, output, message) for output, message in found], ulp, why
+
+
+def _answers(backend: Backend, case: Case) -> tuple[list[tuple[str, str]], float, str | None]:
+    with np.errstate(all="raise"):  # as a caller may have it: the arithmetic here is none of theirs
         fresh, guards = case.fresh()
         request = fresh.request()
         if (why := backend.refuses(request.problem)) is not None:
             return [], 0.0, why
         values = solve(request, backend)
-        found = [
-            (name, "the backend wrote into this input.")
-            for name, guard in guards.items()
-            if not guard.untouched()
-        ]
+    found = [
+        (name, "the backend wrote into this input.")
+        for name, guard in guards.items()
+        if not guard.untouched()
+    ]
+    with np.errstate(all="ignore"):
         more, ulp = _values(case, values)
-        found += more
-        if not found:  # a wrong value explains these
-            found += invariance(backend, case, values)
-    except Exception as exc:  # whatever a backend raises is its failure, not the suite's
-        return [Failure(case.name, "", f"raised {type(exc).__name__}: {exc}")], 0.0, None
-    return [Failure(case.name, output, message) for output, message in found], ulp, None
+    found += more
+    if not found:  # a wrong value explains these
+        found += invariance(backend, case, values)
+    return found, ulp, None
 
 
 def _values(case: Case, values: dict[str, Any]) -> tuple[list[tuple[str, str]], float]:

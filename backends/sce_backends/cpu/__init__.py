@@ -157,6 +157,7 @@ def _vectors(problem: Problem, answer: Answer) -> dict[str, Array | None]:
     }
 
 
+@np.errstate(all="ignore")
 def _shared_mass(problem: Problem) -> Array | None:
     """What label smoothing adds to every row's target: w_k * eps / C."""
     if problem.target != "index" or not problem.label_smoothing:
