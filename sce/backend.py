@@ -101,7 +101,7 @@ class Backend(Protocol):
         """Why this machine cannot run me, or None. May raise ImportError. Compiles nothing."""
 
     def run(self, problem: Problem, answer: Answer) -> None:
-        """Fill the answer."""
+        """Fill the answer. Called with NumPy's floating-point warnings off: an infinity may be the answer."""
 
 
 def cache_dir() -> str | None:
