@@ -17,7 +17,7 @@ Findings = list[tuple[str, str]]
 
 
 def invariance(backend: Backend, case: Case, values: dict[str, Any]) -> Findings:
-    """What depends on the run, on np.seterr, on the memory given, or on the other rows.
+    """What depends on the run, on the memory given, or on the other rows.
 
     `values` is the first answer. NumPy's warnings are off, as `sce.functions.solve` has them.
     """
