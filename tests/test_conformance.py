@@ -223,3 +223,29 @@ def test_bfloat16_is_skipped_without_ml_dtypes(monkeypatch):
     skipped = [case for case in conformance.cases() if case.skip]
     assert all("bfloat16" in case.name for case in skipped)
     assert len(skipped) > 1000
+
+
+def test_every_option_meets_layouts_and_sizes():
+    """A backend may be right for a small contiguous matrix and wrong elsewhere."""
+    places = {
+        "two row axes": lambda p: p.logits.shape[0] > 1 and p.logits.shape[1] > 1,
+        "strided classes": lambda p: p.logits.strides[2] != p.logits.itemsize,
+        "C > 130": lambda p: p.classes > 130,
+        "C > 1024": lambda p: p.classes > 1024,
+        "N > 1000": lambda p: p.rows > 1000,
+    }
+    met = set()
+    for case in conformance.cases():
+        if case.group == "crossed" and case.skip is None:
+            problem = case.request().problem
+            here = [place for place, there in places.items() if there(problem)]
+            met |= {(problem.dtype, option, place) for option in case.options for place in here}
+    options = (
+        "class_weight",
+        "sample_weight",
+        "label_smoothing",
+        "temperature",
+        "logit_bias",
+        "ignore_index",
+    )
+    assert set(product(DTYPES, options, places)) <= met

@@ -734,6 +734,38 @@ def warns(problem, answer):
     reference.run(problem, answer)
 
 
+# Options that are right for a small contiguous matrix and wrong elsewhere.
+
+
+def elsewhere(where, **changes):
+    """Options changed where `where(problem)` says so, and only if they are on."""
+
+    def run(problem, answer):
+        off = {"class_weight": None, "sample_weight": None, "logit_bias": None, "label_smoothing": 0.0}
+        off |= {"temperature": 1.0, "ignore_index": None}
+        if where(problem) and problem.target != "none":
+            problem = problem._replace(**{name: off[name] for name in changes if changes[name]})
+        reference.run(problem, answer)
+
+    return run
+
+
+PLACES = {
+    "two row axes": lambda p: p.logits.shape[0] > 1 and p.logits.shape[1] > 1,
+    "strided classes": lambda p: p.logits.strides[2] != p.logits.itemsize,
+    "more than 130 classes": lambda p: p.classes > 130,
+    "more than 1100 classes": lambda p: p.classes > 1100,
+    "more than 1000 rows": lambda p: p.rows > 1000,
+}
+for place, where in PLACES.items():
+    for option in (
+        "class_weight", "sample_weight", "logit_bias", "label_smoothing", "temperature", "ignore_index",
+    ):  # fmt: skip
+        wrong = elsewhere(where, **{option: True})
+        wrong.__name__ = f"no {option} for {place}"
+        mistake("crossed")(wrong)
+
+
 # The tests.
 
 
