@@ -1,23 +1,16 @@
-"""What this machine is, and how fast it copies: the yardstick that `sce compare` and the benches share."""
+"""What this machine is: for reports, and for the sizes of benchmarks."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
-
-from .backend import Array
 
 PACKAGES = (
     "numpy", "numba", "llvmlite", "ml_dtypes", "scipy", "scikit-learn", "platformdirs", "numba-cuda",
-    "cuda-core", "cuda-toolkit", "torch", "jax", "tbb", "typer", "rich",
+    "cuda-core", "cuda-toolkit", "torch", "jax", "optax", "cupy-cuda13x", "tbb", "typer", "rich",
 )  # fmt: skip
 _PREFIXES = ("SCE_", "NUMBA_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "CUDA_")
 
@@ -73,26 +66,18 @@ def describe() -> dict[str, str | int]:
     }
 
 
-def copiers(source: Array, target: Array, pool: ThreadPoolExecutor | None) -> dict[int, Callable[[], object]]:
-    """Ways to copy `source` to `target` (contiguous, of one size), by their number of threads.
-
-    np.copyto moves 2 * source.nbytes: one read and one write of the matrix, which is what an ideal loss and
-    gradient moves. `pool` takes one part per usable core; np.copyto releases the interpreter's lock.
-    """
-    src, dst = _bytes(source), _bytes(target)
-    ways: dict[int, Callable[[], object]] = {1: lambda: np.copyto(dst, src)}
-    n = threads()
-    if pool is not None and n > 1:
-        cuts = np.linspace(0, src.size, n + 1).astype(np.int64)
-        cuts[1:-1] &= ~4095  # whole pages: two threads never write into one cache line
-        parts = [(dst[a:b], src[a:b]) for a, b in pairwise(cuts)]
-        ways[n] = lambda: list(pool.map(lambda part: np.copyto(*part), parts))
-    return ways
+def last_level_cache() -> int:
+    """Bytes of the largest cache that one core sees; a cautious guess where the system does not tell."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text(encoding="ascii").strip()
+        sizes.append(int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1], 0))
+    return max(sizes, default=32 << 20)
 
 
-def _bytes(x: Array) -> Array:
-    """The memory of a contiguous array, in either order, as bytes."""
-    flat = x.ravel(order="K").view(np.uint8)
-    if not np.may_share_memory(flat, x) and x.size:
-        raise ValueError("the copy is measured on contiguous arrays.")
-    return flat
+def memory() -> int:
+    """Bytes of memory, as far as the system tells; else a cautious guess."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not POSIX
+        return 8 << 30

@@ -1,0 +1,79 @@
+"""PyTorch: cross_entropy forward and backward, eager and compiled, on the host or on a device."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+
+from ..contestant import Answer, Buffers, Run
+from ..task import Inputs, Task
+from .package import why_missing
+
+
+class Eager:
+    name, ours = "torch", False
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def missing(self) -> str | None:
+        return why_missing("torch", "torch")
+
+    def refuses(self, task: Task) -> str | None:
+        return None if task.option is None else "measured without options."
+
+    def buffers(self, task: Task) -> tuple[Buffers, ...]:
+        return ("none",) if task.op == "loss" else ("fresh",)  # .grad is made anew by each backward()
+
+    def loss(self) -> Any:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy
+
+    def prepare(self, task: Task, given: Inputs, buffers: Buffers) -> Run:
+        import torch
+
+        if task.dtype == "bfloat16":  # torch takes it from NumPy only under another name
+            x = torch.from_numpy(given.logits.view(np.int16)).view(torch.bfloat16)
+        else:
+            x = torch.from_numpy(given.logits)
+        x, y, loss = x.to(self.device), torch.from_numpy(given.target).to(self.device), self.loss()
+        if task.op == "loss":
+
+            def value() -> Any:
+                with torch.no_grad():
+                    return loss(x, y)
+
+            return Run(value, lambda got: Answer(float(got), None))
+        x = x.requires_grad_()
+
+        def call() -> Any:
+            x.grad = None
+            value = loss(x, y)
+            value.backward()
+            return value
+
+        def answer(got: Any) -> Answer:
+            assert x.grad is not None
+            return Answer(float(got), x.grad.float().cpu().numpy() if task.dtype != "float64" else x.grad.cpu().numpy())
+
+        return Run(call, answer)
+
+
+class Compiled(Eager):
+    name = "torch.compile"
+
+    def missing(self) -> str | None:
+        if why := super().missing():
+            return why
+        if self.device == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
+            return "torch.compile needs a C++ compiler, and none is on the PATH."
+        return None
+
+    def loss(self) -> Any:
+        import torch
+
+        torch.compiler.reset()  # else a second shape makes it compile for every shape, which is slower
+        return torch.compile(super().loss(), dynamic=False)
