@@ -578,20 +578,6 @@ def test_threads_ignore_what_numba_would_refuse(monkeypatch: pytest.MonkeyPatch,
     assert machine.threads() == machine.usable_cores()
 
 
-def test_copies_move_every_byte(monkeypatch: pytest.MonkeyPatch) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
-    source = np.random.default_rng(0).normal(size=(1000, 37)).T
-    with ThreadPoolExecutor(3) as pool:
-        for threads in (1, 3):
-            target = np.zeros_like(source)
-            machine.copiers(source, target, pool)[threads]()
-            np.testing.assert_array_equal(target, source)
-    with pytest.raises(ValueError, match="contiguous"):
-        machine.copiers(source[::2], source[::2], None)
-
-
 def test_version_and_help() -> None:
     assert run("--version").out == f"sce {sce.__version__}\n"
     for command in ("compare", "check", "info"):

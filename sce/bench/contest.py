@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
@@ -34,11 +35,12 @@ class Result(NamedTuple):
     ours: bool
     buffers: Buffers
     status: Status
-    why: str | None = None  # of every status but "ok"
+    why: str | None = None  # of every status but "ok"; of a limit, the way that was fastest
+    bytes: int = 0  # that must move
     seconds: float | None = None  # median
     low: float | None = None  # quartiles
     high: float | None = None
-    turns: int = 0
+    turns: tuple[float, ...] = ()  # seconds of each, in the order measured
     loss_error: float | None = None  # relative
     grad_error: float | None = None  # of the entry that is worst, times n
     share_of_copy: float | None = None  # bytes per second over the copy's
@@ -46,7 +48,7 @@ class Result(NamedTuple):
 
     @property
     def gb_per_s(self) -> float | None:
-        return None if self.seconds is None else self.task.bytes / self.seconds / 1e9
+        return None if self.seconds is None else self.bytes / self.seconds / 1e9
 
 
 def contest(
@@ -62,12 +64,12 @@ def contest(
     entered: dict[tuple[str, Buffers], Callable[[], Any]] = {}
     results: dict[tuple[str, Buffers], Result] = {}
     for contestant in contestants:
-        why, status = contestant.missing(), "missing"
-        if why is None:
+        status: Status = "missing"
+        if (why := contestant.missing()) is None:
             why, status = contestant.refuses(task), "refused"
         for buffers in contestant.buffers(task):
             key = contestant.name, buffers
-            results[key] = Result(task, contestant.name, contestant.ours, buffers, status, why)  # type: ignore[arg-type]
+            results[key] = _result(task, contestant, buffers)._replace(status=status, why=why)
             if why is None:
                 say(f"{contestant.name} ({buffers}): answer checked")
                 call, results[key] = _enter(contestant, task, given, wanted, buffers)
@@ -85,14 +87,21 @@ def contest(
     return _compared([*results.values(), *_best_limits(task, {way: times[way] for way in ways})])
 
 
+def _result(task: Task, contestant: Contestant, buffers: Buffers) -> Result:
+    return Result(task, contestant.name, contestant.ours, buffers, "ok", bytes=task.bytes)
+
+
 def _enter(
     contestant: Contestant, task: Task, given: Inputs, wanted: Expected, buffers: Buffers
 ) -> tuple[Callable[[], Any] | None, Result]:
     """The call to time, and what is known before: None for the call of one that fails or is wrong."""
-    result = Result(task, contestant.name, contestant.ours, buffers, "ok")
+    result = _result(task, contestant, buffers)
     try:
-        run = contestant.prepare(task, given, buffers)
-        answer = run.answer(run.call())
+        with warnings.catch_warnings():
+            if not contestant.ours:
+                warnings.simplefilter("ignore")  # a peer's deprecations are its own
+            run = contestant.prepare(task, given, buffers)
+            answer = run.answer(run.call())
     except Exception as exc:  # of a peer as of a backend: the others are measured all the same
         return None, result._replace(status="failed", why=f"{type(exc).__name__}: {exc}".splitlines()[0])
     loss_error, grad_error = errors(task, answer, wanted)
@@ -138,14 +147,13 @@ def _best_limits(task: Task, times: dict[tuple[str, str], Times]) -> Iterator[Re
         ways = {way: found for (name, way), found in times.items() if name == limited}
         if ways:
             best = min(ways, key=lambda way: ways[way].median)
-            # A copy moves the matrix twice whatever the task is: its seconds are for its own bytes.
-            moved = task._replace(op="loss_and_grad" if limited == "copy" else "loss", option=None)
-            yield _timed(Result(moved, limited, False, "reused", "ok", why=best), ways[best])
+            moved = task.matrix_bytes * (2 if limited == "copy" else 1)
+            yield _timed(Result(task, limited, False, "reused", "ok", best, moved), ways[best])
 
 
 def _timed(result: Result, times: Times) -> Result:
     low, high = times.quartiles
-    return result._replace(seconds=times.median, low=low, high=high, turns=len(times.seconds))
+    return result._replace(seconds=times.median, low=low, high=high, turns=times.seconds)
 
 
 def _compared(results: list[Result]) -> list[Result]:
@@ -156,10 +164,7 @@ def _compared(results: list[Result]) -> list[Result]:
     for r in results:
         if r.seconds is not None:
             if copy is not None and copy.seconds is not None:
-                rate = 2 * copy.task.matrix_bytes / copy.seconds
-                moved = r.task.matrix_bytes * (2 if r.contestant == "copy" else 1)
-                moved = moved if r.contestant in LIMITS else r.task.bytes
-                r = r._replace(share_of_copy=moved / r.seconds / rate)
+                r = r._replace(share_of_copy=r.bytes / r.seconds * copy.seconds / copy.bytes)
             if r.ours and peers:
                 r = r._replace(speed_up=min(peers) / r.seconds)
         made.append(r)

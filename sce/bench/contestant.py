@@ -74,8 +74,8 @@ class Backend(NamedTuple):
     def buffers(self, task: Task) -> tuple[Buffers, ...]:
         if task.op == "loss":
             return ("none",)
-        # The policies are told apart where the matrix is; a tiny call is one without out=, as people write it.
-        return ("fresh",) if task.where == "call" else ("reused", "fresh", "in place")
+        # A tiny call is one without out=, as people write it; the reference is not made to be fast.
+        return ("fresh",) if task.where == "call" or self.name == "reference" else ("reused", "fresh", "in place")
 
     def prepare(self, task: Task, given: Inputs, buffers: Buffers) -> Run:
         logits, target = given.logits, given.target

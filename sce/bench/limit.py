@@ -20,7 +20,7 @@ def copies(source: Array, target: Array, pool: ThreadPoolExecutor) -> dict[str, 
     """Ways to copy `source` to `target` (contiguous, of one size), on one thread and on all.
 
     Each moves 2 * source.nbytes. "plain" is np.copyto; "streaming" writes past the caches, so that no line
-    is read before it is written. That one needs Numba.
+    is read before it is written: of use past the caches only, and it needs Numba.
     """
     src, dst = as_bytes(source), as_bytes(target)
     ways: dict[str, Callable[[], object]] = {"plain, 1 thread": lambda: np.copyto(dst, src)}
@@ -28,7 +28,7 @@ def copies(source: Array, target: Array, pool: ThreadPoolExecutor) -> dict[str, 
     many = f"{len(parts)} threads"
     if len(parts) > 1:
         ways[f"plain, {many}"] = lambda: list(pool.map(lambda part: np.copyto(*part), parts))
-    if (kernels := _kernels()) is not None:
+    if 2 * src.size > machine.last_level_cache() and (kernels := _kernels()) is not None:
         stream = kernels[0]
         ways[f"streaming, {many}"] = lambda: list(pool.map(lambda part: stream(*part), parts))
     return ways

@@ -46,6 +46,7 @@ def sce(
     sce compare                         real logits, every backend, one table
     sce compare logits.npy labels.npy   the same for your own
     sce check                           is every backend right on this machine?
+    sce bench --quick --peers           how fast, against the machine's limit and everyone else
     sce info                            what to paste into a bug report
     """
     if version:
@@ -179,6 +180,57 @@ def check_command(
             json_file.write_json(check.as_json(reports, missing))
         failed = any(report.failed or not report.passed for report in reports)
         raise typer.Exit(1 if failed or any(name in missing for name in named) else 0)
+
+
+@app.command("bench")
+def bench_command(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few shapes: some minutes with peers, less without.")
+    ] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="NumPy, SciPy, PyTorch, JAX, scikit-learn, too, where installed.")
+    ] = False,
+    backend: Backends = None,
+    json: Json = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="DIR", help="Draw the results there, as .png files.")
+    ] = None,
+) -> None:
+    """How fast, how far from what the machine can do, how far ahead of whom?
+
+    Everyone gets the same arrays and threads, is checked against the reference, and then timed in turns.
+
+    \b
+    time            median of a call
+    of copy         the bytes that must move (logits read, gradient written, target read) per second,
+                    over those of the fastest copy of that matrix, measured in the same run
+    a peer          how many times as long as ours it takes
+    reused, fresh   the gradient's memory: out= given, or allocated by each call; in place: out=logits
+
+    \b
+    sce bench --quick --peers
+    sce bench --peers --json here.json --plot plots
+
+    Exit status: 1 if a contestant of ours is wrong, fails, or was named and does not run; 2 for bad input.
+    """
+    with _one_line_errors():
+        from . import bench, compare, tables
+
+        (json_file,) = outputs((json, "--json"))
+        directory = None if plot is None else bench.plot_directory(plot)
+        named = compare.names(backend or ())
+        entered = bench.contestants(named, peers)
+        out, log = tables.console(), tables.console(stderr=True)
+        results, costs = bench.run(entered, quick, log)
+        bench.show(results, costs, out)
+        words = ["sce bench", "--quick" * quick, "--peers" * peers, *(f"--backend {name}" for name in named)]
+        found = bench.document(" ".join(filter(None, words)), results, costs)
+        if json_file is not None:
+            json_file.write_json(found)
+        if directory is not None:
+            for path in bench.draw(found, directory):
+                tables.print_line(out, f"drawn: {path}")
+        raise typer.Exit(1 if bench.broken(results, named) else 0)
 
 
 @app.command("info")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,15 +12,14 @@ import numpy as np
 
 from sce import machine, registry
 from sce.backend import Array, BackendError, Problem
+from sce.bench import limit
+from sce.bench.clock import Times, alternate
 from sce.functions import evaluate, loss_and_grad
 from sce.problem import Request, prepare
 from sce.select import AUTO, decide
 
 from .agreement import errors
 from .files import Output, UsageError
-
-_RUNS, _ENOUGH = 7, 0.2  # of each backend at least so many runs and so many seconds of them,
-_MOST_RUNS, _PATIENCE = 2000, 2.0  # but no more than that
 
 
 class Line(NamedTuple):
@@ -45,7 +42,7 @@ class Comparison(NamedTuple):
     lines: tuple[Line, ...]
     not_run: dict[str, str]  # by name, with the reason
     broken: bool  # a backend disagrees or raised, or one that was named does not run
-    copy_threads: int
+    copy_way: str  # the fastest of sce.bench.limit.copies
     copy_seconds: float
 
     def save_grad(self, named: Sequence[str], file: Output) -> str | None:
@@ -102,7 +99,7 @@ class Comparison(NamedTuple):
             "copy": {
                 "seconds": self.copy_seconds,
                 "gb_per_s": self.copy_rate,
-                "threads": self.copy_threads,
+                "way": self.copy_way,
             },
             "backends": backends,
             "machine": machine.describe() | {"versions": machine.versions()},
@@ -170,8 +167,8 @@ def compare(
             loss_ulp=worst[name]["loss"].ulp,
             grad_ulp=worst[name]["grad"].ulp,
             complaint="; ".join(complaints + trouble) or None,
-            seconds=statistics.median(timed[name]),
-            runs=len(timed[name]),
+            seconds=timed[name].median,
+            runs=len(timed[name].seconds),
             grad=grads[name],
         )
         lines.append(line)
@@ -206,38 +203,29 @@ def _call(logits: Array, target: Array, grad: Array, options: dict[str, Any], na
 
 def _measure(
     calls: dict[str, Callable[[], Any]], logits: Array
-) -> tuple[dict[str, list[float]], dict[str, float], dict[int, list[float]]]:
-    """The seconds of each backend's runs, its last loss, and the seconds of each way to copy.
-
-    They alternate, so that a machine that slows down slows all of them.
-    """
+) -> tuple[dict[str, Times], dict[str, float], dict[str, Times]]:
+    """The times of each backend, its last loss, and the times of each way to copy."""
     losses: dict[str, float] = {}
+
+    def keeping(name: str) -> Callable[[], None]:
+        def call() -> None:
+            losses[name] = calls[name]()
+
+        return call
+
     with ThreadPoolExecutor(machine.threads()) as pool:
-        ways = machine.copiers(logits, np.empty_like(logits), pool)
+        ways = limit.copies(logits, np.empty_like(logits), pool)
         for copy in ways.values():
             copy()  # touches the new pages, starts the threads
-        contest: dict[Any, Callable[[], Any]] = {**calls, **ways}  # by name, by number of threads
-        seconds: dict[Any, list[float]] = {key: [] for key in contest}
-        spent = dict.fromkeys(contest, 0.0)
-        waiting = list(contest)
-        while waiting:
-            for key in waiting:
-                began = time.perf_counter()
-                value = contest[key]()
-                seconds[key].append(time.perf_counter() - began)
-                spent[key] += seconds[key][-1]
-                if isinstance(key, str):
-                    losses[key] = value
-            waiting = [key for key in waiting if not _enough(len(seconds[key]), spent[key])]
-    return {name: seconds[name] for name in calls}, losses, {n: seconds[n] for n in ways}
+        contest = {("backend", name): keeping(name) for name in calls} | {
+            ("copy", way): copy for way, copy in ways.items()
+        }
+        times = alternate(contest)
+    return {n: times["backend", n] for n in calls}, losses, {way: times["copy", way] for way in ways}
 
 
-def _enough(runs: int, spent: float) -> bool:
-    return spent >= _PATIENCE or runs >= _MOST_RUNS or (runs >= _RUNS and spent >= _ENOUGH)
-
-
-def _best_copy(copies: dict[int, list[float]]) -> tuple[int, float]:
-    return min(((n, statistics.median(seconds)) for n, seconds in copies.items()), key=lambda found: found[1])
+def _best_copy(copies: dict[str, Times]) -> tuple[str, float]:
+    return min(((way, times.median) for way, times in copies.items()), key=lambda found: found[1])
 
 
 def _accuracy(

@@ -44,12 +44,11 @@ def show(result: Comparison, source: str, out: Console) -> None:
     problem, like = result.request.problem, result.request.like
     shape = " x ".join(map(str, like.shape))
     print_line(out, f"{source}: {shape} {like.dtype.name}, {problem.rows} rows of {problem.classes} classes")
-    threads = "1 thread" if result.copy_threads == 1 else f"{result.copy_threads} threads"
     where = ", in the cache" if result.copy_bytes < _CACHED else ""
     print_line(
         out,
         f"{machine.processor()}, {machine.usable_cores()} cores; copies these {_size(result.copy_bytes)}"
-        f" (read + write{where}) at {result.copy_rate:.3g} GB/s on {threads}",
+        f" (read + write{where}) at {result.copy_rate:.3g} GB/s ({result.copy_way})",
     )
     out.print()
     lines = table("backend", "loss", "accuracy", "max ulp", "time", "GB/s", "of copy", "speed-up")
@@ -58,11 +57,11 @@ def show(result: Comparison, source: str, out: Console) -> None:
         lines.add_row(
             name,
             f"{line.loss:#.7g}",
-            _percent(line.accuracy),
+            percent(line.accuracy),
             f"{max(line.loss_ulp, line.grad_ulp):.2g}",
-            _time(line.seconds),
+            duration(line.seconds),
             f"{rate:.3g}",
-            _percent(rate / result.copy_rate if result.copy_rate else math.nan),
+            percent(rate / result.copy_rate if result.copy_rate else math.nan),
             f"{result.speed_up(line):.3g} x",
             style=None if line.complaint is None else "red",
         )
@@ -98,11 +97,11 @@ def print_line(out: Console, text: str, style: str | None = None) -> None:
     out.print(text, style=style, markup=False, soft_wrap=True)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.3g} %"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
