@@ -23,7 +23,7 @@ ARROWS = {
     "functions": {"backend", "layout", "checks", "problem", "select"},
     "sce": {"backend", "select", "functions"},  # sce/__init__.py
     "machine": set(),
-    "bench": {"backend", "problem", "registry", "select", "functions", "machine"},
+    "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine"},
     "conformance": {"backend", "layout", "checks", "problem", "registry", "functions"},
     "cli": {
         "sce",
@@ -42,7 +42,18 @@ ARROWS = {
 OUTSIDE = {  # beside NumPy and the standard library
     "cli": {"typer", "rich", "scipy", "sklearn"},
     # Peers are measured, and the machine's limit needs vector instructions.
-    "bench": {"numba", "llvmlite", "matplotlib", "scipy", "sklearn", "torch", "jax", "optax", "liger_kernel", "quack"},
+    "bench": {
+        "numba",
+        "llvmlite",
+        "matplotlib",
+        "scipy",
+        "sklearn",
+        "torch",
+        "jax",
+        "optax",
+        "liger_kernel",
+        "quack",
+    },
 }
 KERNELS = {"numba", "llvmlite", "platformdirs"}  # what a first-party backend may import behind its door
 
@@ -184,7 +195,9 @@ def test_backends(source: Source) -> None:
 
 
 def test_choice_and_validation_happen_once() -> None:
-    assert {s.module for s in CORE if reads_environment(s)} == {"sce.backend", "sce.machine", "sce.select"}
+    # fresh.py hands it on to the processes that it starts, jax.py asks a framework for silence.
+    readers = {"sce.backend", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
+    assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
     assert choosers <= {"functions", "cli", "bench"}
     assert {s.part for s in CORE if uses(s, "prepare")} <= {"functions", "conformance", "cli", "bench"}

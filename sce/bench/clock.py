@@ -14,7 +14,7 @@ _SETTLE = 3e-3  # after a turn: OpenMP's threads spin for a while, and would dis
 
 
 class Rounds(NamedTuple):
-    """When to stop, per contestant: at least `least` turns and `enough` seconds, and no more than the others."""
+    """When to stop, per contestant: at least `least` turns and `enough` seconds, at most the other two."""
 
     least: int = 7
     enough: float = 0.2
@@ -25,6 +25,9 @@ class Rounds(NamedTuple):
         if turns >= self.most or (spent >= self.patience and turns >= min(3, self.least)):
             return True
         return turns >= self.least and spent >= self.enough
+
+
+ROUNDS = Rounds()
 
 
 class Times(NamedTuple):
@@ -44,8 +47,8 @@ class Times(NamedTuple):
         return low, high
 
 
-def alternate(calls: Mapping[K, Callable[[], Any]], rounds: Rounds = Rounds()) -> dict[K, Times]:
-    """Time the calls, one turn of each after the other. They have been called before: nothing compiles here."""
+def alternate(calls: Mapping[K, Callable[[], Any]], rounds: Rounds = ROUNDS) -> dict[K, Times]:
+    """Time the calls, one turn of each after the other. They have been called before: nothing compiles."""
     repeats = {key: _repeats(call) for key, call in calls.items()}
     seconds: dict[K, list[float]] = {key: [] for key in calls}
     spent = dict.fromkeys(calls, 0.0)

@@ -1,4 +1,4 @@
-"""One task, all its contestants: each answer is checked against the reference, then all are timed in turns."""
+"""One task, all its contestants: each answer is checked by the reference's, then all are timed in turns."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sce import machine
 from sce.backend import Array
 
 from . import limit
-from .clock import Rounds, Times, alternate
+from .clock import ROUNDS, Rounds, Times, alternate
 from .contestant import Answer, Buffers, Contestant
 from .task import Expected, Inputs, Task, expected, inputs
 
-Status = Literal["ok", "wrong", "failed", "refused", "missing"]
+Status = Literal["ok", "wrong", "failed", "refused", "missing", "not reached"]
 LIMITS = ("copy", "read")  # contestants that compute nothing
 
-# What a correct implementation may be off by, in the dtype's own precision: relative for the loss, times n for
-# the gradient's entries. Wide enough for peers that compute in half precision: here a wrong formula must show,
-# and the conformance suite holds our backends to their ulps.
+# What a correct implementation may be off by, in the dtype's own precision: relative for the loss, times n
+# for the gradient's entries. Wide enough for peers that compute in half precision: here a wrong formula must
+# show, and the conformance suite holds our backends to their ulps.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 3e-2, "bfloat16": 6e-2}
 
 
@@ -54,7 +54,7 @@ class Result(NamedTuple):
 def contest(
     task: Task,
     contestants: Iterable[Contestant],
-    rounds: Rounds = Rounds(),
+    rounds: Rounds = ROUNDS,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Result]:
     """Results in the contestants' order, then the limits'."""
@@ -69,7 +69,7 @@ def contest(
             why, status = contestant.refuses(task), "refused"
         for buffers in contestant.buffers(task):
             key = contestant.name, buffers
-            results[key] = _result(task, contestant, buffers)._replace(status=status, why=why)
+            results[key] = entry(task, contestant, buffers)._replace(status=status, why=why)
             if why is None:
                 say(f"{contestant.name} ({buffers}): answer checked")
                 call, results[key] = _enter(contestant, task, given, wanted, buffers)
@@ -83,11 +83,11 @@ def contest(
             way()  # touches the pages, starts the threads
         times = alternate({**entered, **ways}, rounds)
     for key in entered:
-        results[key] = _timed(results[key], times[key])
-    return _compared([*results.values(), *_best_limits(task, {way: times[way] for way in ways})])
+        results[key] = timed(results[key], times[key])
+    return compared([*results.values(), *_best_limits(task, {way: times[way] for way in ways})])
 
 
-def _result(task: Task, contestant: Contestant, buffers: Buffers) -> Result:
+def entry(task: Task, contestant: Contestant, buffers: Buffers) -> Result:
     return Result(task, contestant.name, contestant.ours, buffers, "ok", bytes=task.bytes)
 
 
@@ -95,7 +95,7 @@ def _enter(
     contestant: Contestant, task: Task, given: Inputs, wanted: Expected, buffers: Buffers
 ) -> tuple[Callable[[], Any] | None, Result]:
     """The call to time, and what is known before: None for the call of one that fails or is wrong."""
-    result = _result(task, contestant, buffers)
+    result = entry(task, contestant, buffers)
     try:
         with warnings.catch_warnings():
             if not contestant.ours:
@@ -121,13 +121,15 @@ def errors(task: Task, answer: Answer, wanted: Expected) -> tuple[float, float |
         return loss, None
     if answer.grad is None or answer.grad.shape != wanted.grad.shape:
         return loss, math.inf
+    # A mean over many rows has gradients below half precision's smallest number: one step of it is no error.
+    smallest = 2.0**-24 if task.dtype == "float16" else 0.0
     worst = 0.0
     for start in range(0, len(wanted.grad), step := max(1, (1 << 20) // max(1, wanted.grad[0].size))):
         piece = slice(start, start + step)
         got: Array = answer.grad[piece].astype(wanted.grad.dtype, copy=False)
         # Not min or max of a NaN: the largest of numbers and NaN is NaN, and that is infinite here.
-        off = float(np.abs(got - wanted.grad[piece]).max()) * task.n
-        worst = math.inf if math.isnan(off) else max(worst, off)
+        off = float(np.abs(got - wanted.grad[piece]).max())
+        worst = math.inf if math.isnan(off) else max(worst, task.n * max(0.0, off - smallest))
     return loss, worst
 
 
@@ -148,24 +150,23 @@ def _best_limits(task: Task, times: dict[tuple[str, str], Times]) -> Iterator[Re
         if ways:
             best = min(ways, key=lambda way: ways[way].median)
             moved = task.matrix_bytes * (2 if limited == "copy" else 1)
-            yield _timed(Result(task, limited, False, "reused", "ok", best, moved), ways[best])
+            yield timed(Result(task, limited, False, "reused", "ok", best, moved), ways[best])
 
 
-def _timed(result: Result, times: Times) -> Result:
+def timed(result: Result, times: Times) -> Result:
     low, high = times.quartiles
     return result._replace(seconds=times.median, low=low, high=high, turns=times.seconds)
 
 
-def _compared(results: list[Result]) -> list[Result]:
+def compared(results: list[Result]) -> list[Result]:
     """With the share of a copy, and how far ahead of the strongest peer, whatever its buffers."""
-    copy = next((r for r in results if r.contestant == "copy"), None)
-    peers = [r.seconds for r in results if not r.ours and r.contestant not in LIMITS and r.seconds]
+    copy = next((r.seconds / r.bytes for r in results if r.contestant == "copy" and r.seconds), None)
+    peers = [r.seconds for r in results if r.seconds and not r.ours and r.contestant not in LIMITS]
     made = []
     for r in results:
+        share, ahead = r.share_of_copy, r.speed_up
         if r.seconds is not None:
-            if copy is not None and copy.seconds is not None:
-                r = r._replace(share_of_copy=r.bytes / r.seconds * copy.seconds / copy.bytes)
-            if r.ours and peers:
-                r = r._replace(speed_up=min(peers) / r.seconds)
-        made.append(r)
+            share = share if copy is None else r.bytes / r.seconds * copy
+            ahead = min(peers) / r.seconds if r.ours and peers else ahead
+        made.append(r._replace(share_of_copy=share, speed_up=ahead))
     return made

@@ -16,7 +16,7 @@ from sce.select import decide
 from .task import Inputs, Task, inputs
 
 Buffers = Literal["reused", "fresh", "in place", "none"]
-"""Who provides the gradient's memory: the caller, once; the call, each time; the logits' own; nobody (loss)."""
+"""Whose memory the gradient gets: the caller's, made once; each call's own; the logits'; none for a loss."""
 
 
 class Answer(NamedTuple):
@@ -75,7 +75,11 @@ class Backend(NamedTuple):
         if task.op == "loss":
             return ("none",)
         # A tiny call is one without out=, as people write it; the reference is not made to be fast.
-        return ("fresh",) if task.where == "call" or self.name == "reference" else ("reused", "fresh", "in place")
+        return (
+            ("fresh",)
+            if task.where == "call" or self.name == "reference"
+            else ("reused", "fresh", "in place")
+        )
 
     def prepare(self, task: Task, given: Inputs, buffers: Buffers) -> Run:
         logits, target = given.logits, given.target

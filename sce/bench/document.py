@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sce import machine
+from sce import __version__, machine
 
+from .cold import Cost
 from .contest import Result
 
 
-def document(command: str, results: Iterable[Result], costs: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
-    """{"machine", "versions", "command", "results": one entry a row, "costs": those of cold.py}"""
+def document(command: str, results: Iterable[Result], costs: Iterable[Cost] = ()) -> dict[str, Any]:
+    """What was measured, where, by which command: "results" has a row each, "costs" are cold/'s."""
     return {
         "machine": machine.describe(),
-        "versions": machine.versions(),
+        "commit": machine.commit(),
+        "versions": {"sce": __version__, **machine.versions()},
         "environment": machine.environment(),
         "command": command,
         "results": [row(result) for result in results],
-        "costs": list(costs),
+        "costs": [cost._asdict() for cost in costs],
     }
 
 

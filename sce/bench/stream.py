@@ -12,7 +12,7 @@ _LANES = 8  # float64 words of 64 bytes: a cache line, and the widest vector the
 _LINE = 64
 
 
-@numba.extending.intrinsic  # type: ignore[untyped-decorator]
+@numba.extending.intrinsic
 def _stream_lines(typing_context: Any, to: Any, of: Any, lines: Any) -> Any:
     """Copy whole cache lines from address `of` to address `to`, a multiple of 64, by streaming stores."""
 
@@ -30,20 +30,21 @@ def _stream_lines(typing_context: Any, to: Any, of: Any, lines: Any) -> Any:
     return numba.void(numba.uintp, numba.uintp, numba.intp), code
 
 
-@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True)
 def copy(to: Any, of: Any) -> None:
     """Bytes from `of` to `to`."""
     head = min(-to.ctypes.data % _LINE, to.size)
     lines = (to.size - head) // _LINE
     for i in range(head):
         to[i] = of[i]
-    _stream_lines(to.ctypes.data + head, of.ctypes.data + head, lines)
+    copy_lines: Any = _stream_lines  # whose declared type forgets that the typing context is not passed
+    copy_lines(to.ctypes.data + head, of.ctypes.data + head, lines)
     for i in range(head + lines * _LINE, to.size):
         to[i] = of[i]
 
 
-@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def read(x: Any) -> int:
+@numba.njit(nogil=True)
+def read(x: Any) -> Any:
     """The sum of the bytes, as 64-bit words: cheap enough that the memory is what limits it."""
     words = x[: x.size // 8 * 8].view(numba.uint64)
     total = numba.uint64(0)

@@ -40,7 +40,7 @@ def past_cache(least: int = _LEAST) -> int:
 
 
 def quick() -> Iterator[Task]:
-    """Three minutes with every peer: loss and gradient in float32, small to large, and the call's own cost."""
+    """Three minutes with every peer: loss and gradient in float32, small to large, and a call's own cost."""
     size = min(past_cache(), max(_SMALL, 2 * machine.last_level_cache()))
     for c in QUICK:
         yield Task("loss_and_grad", rows(c, "float32", size), c)

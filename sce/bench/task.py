@@ -88,14 +88,14 @@ def dtype_of(task: Task) -> np.dtype[Any]:
     if task.dtype == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(ml_dtypes.bfloat16)  # type: ignore[no-any-return]
     return np.dtype(task.dtype)
 
 
 def inputs(task: Task) -> Inputs:
     """Normal logits of standard deviation 3 (doubtful and confident rows), uniform labels; reproducible."""
     rng = np.random.default_rng([task.n, task.c])
-    shape = (task.n, task.c)
+    shape: tuple[int, ...] = (task.n, task.c)
     if task.layout == "channels":
         images, side = channels(task.n)
         shape = (images, task.c, side, side)

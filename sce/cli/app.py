@@ -221,16 +221,15 @@ def bench_command(
         named = compare.names(backend or ())
         entered = bench.contestants(named, peers)
         out, log = tables.console(), tables.console(stderr=True)
-        results, costs = bench.run(entered, quick, log)
-        bench.show(results, costs, out)
         words = ["sce bench", "--quick" * quick, "--peers" * peers, *(f"--backend {name}" for name in named)]
-        found = bench.document(" ".join(filter(None, words)), results, costs)
+        found = bench.run(entered, quick, " ".join(filter(None, words)), log)
+        bench.show(found, out)
         if json_file is not None:
             json_file.write_json(found)
         if directory is not None:
             for path in bench.draw(found, directory):
                 tables.print_line(out, f"drawn: {path}")
-        raise typer.Exit(1 if bench.broken(results, named) else 0)
+        raise typer.Exit(1 if bench.broken(found, named) else 0)
 
 
 @app.command("info")

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sce import machine
-from sce.bench import cold, suites
+from sce.bench import cold, findings, suites
 from sce.bench.clock import Rounds
 from sce.bench.cold import Cost
-from sce.bench.contest import LIMITS, Result, contest
+from sce.bench.contest import Result, contest
 from sce.bench.contestant import Backend, Contestant, backends
-from sce.bench.task import Task
+from sce.bench.document import document
+from sce.bench.findings import Document, Row
+from sce.bench.peers import peers
 
+from .files import UsageError
 from .tables import Note, duration, percent, print_line, print_notes, table
 
-_QUICK, _FULL = Rounds(least=5, patience=1.0), Rounds()
+_QUICK, _FULL = Rounds(least=5, patience=0.6), Rounds()
+_COSTS = {
+    "import": "import",
+    "first_answer": "from nothing to the first answer",
+    "first_call": "first call",
+    "decide": "choice of the backend, of a warm call",
+    "prepare": "checks of the arguments, of a warm call",
+    "call": "one warm call, (1, 10)",
+    "memory": "memory over inputs and answer",
+    "scaling": "a call",
+}
 
 
 def contestants(named: Sequence[str], with_peers: bool) -> list[Contestant]:
     ours: list[Contestant] = [Backend(name) for name in named] if named else [*backends()]
-    if not with_peers:
-        return ours
-    from sce.bench.peers import peers
-
-    return [*ours, *peers()]
+    return [*ours, *peers()] if with_peers else ours
 
 
-def run(entered: Sequence[Contestant], quick: bool, log: Console) -> tuple[list[Result], list[Cost]]:
+def run(entered: Sequence[Contestant], quick: bool, command: str, log: Console) -> Document:
     """Every task, then the costs of a fresh process; with a bar where a person watches."""
     tasks = list(suites.quick() if quick else suites.full())
     results: list[Result] = []
@@ -53,141 +62,94 @@ def run(entered: Sequence[Contestant], quick: bool, log: Console) -> tuple[list[
             results += contest(task, entered, _QUICK if quick else _FULL, sayer(task))
             progress.advance(bar)
         costs += cold.costs(entered, quick=quick, say=sayer("a fresh process"))
-    return results, costs
+    return document(command, results, costs)
 
 
-def show(results: Sequence[Result], costs: Sequence[Cost], out: Console) -> None:
-    print_line(
-        out, f"{machine.processor()}, {machine.threads()} threads; sce {machine.versions().get('sce', '')}"
-    )
-    for (op, dtype, layout, where), group in _groups(results):
+def show(found: Document, out: Console) -> None:
+    print_line(out, f"{findings.machine(found)}; {', '.join(findings.versions(found))}")
+    for rows in findings.plain(found).values():
+        heading = findings.in_words(rows[0])
         out.print()
-        print_line(out, _heading(op, dtype, layout, where), "bold")
-        out.print(_speeds(group))
-    if any(r.task.option for r in results):
+        print_line(out, f"{heading[0].upper()}{heading[1:]}", "bold")
+        out.print(_speeds(rows))
+    if costs := findings.option_costs(found):
+        classes = sorted({c for of in costs.values() for c in of})
+        lines = table("What an option adds", *(f"C = {c}" for c in classes))
+        for option, of in costs.items():
+            lines.add_row(option, *(f"{100 * of[c]:+.0f} %" if c in of else "-" for c in classes))
         out.print()
-        print_line(out, "what an option costs: time over that of the same task without it", "bold")
-        out.print(_options(results))
+        out.print(lines)
     out.print()
-    print_line(out, "a fresh process, and one call", "bold")
-    out.print(_costs(costs))
-    print_notes(_notes(results), out)
+    out.print(_costs(found["costs"]))
+    print_notes(_notes(found), out)
 
 
-def _groups(results: Sequence[Result]) -> Iterator[tuple[tuple[str, ...], list[Result]]]:
-    """By operation, dtype, layout and size, in the order measured."""
-
-    def key(r: Result) -> tuple[str, ...]:
-        return r.task.op, r.task.dtype, r.task.layout, r.task.where
-
-    plain = [r for r in results if r.task.option is None]
-    for which in dict.fromkeys(map(key, plain)):
-        yield which, [r for r in plain if key(r) == which]
-
-
-def _heading(op: str, dtype: str, layout: str, where: str) -> str:
-    parts = [
-        {"loss": "loss", "loss_and_grad": "loss and gradient"}[op],
-        dtype,
-        {"rows": "", "channels": "class axis 1 of 4"}[layout],
-        {"memory": "", "cache": "matrix in the cache", "call": "one tiny call"}[where],
-    ]
-    return ", ".join(filter(None, parts))
-
-
-def _speeds(group: Sequence[Result]) -> Table:
+def _speeds(rows: Sequence[Row]) -> Table:
     """A line for each of ours under each policy; what a peer takes is told as a multiple of it."""
-    peers = list(dict.fromkeys(r.contestant for r in group if _is_peer(r) and r.status == "ok"))
-    limited = any(r.contestant in LIMITS for r in group)
-    lines = table("C", "N", *(["copy"] if limited else []), "", "time", *(["of copy"] if limited else []), *peers)
-    lines.columns[-1 - len(peers) - (2 if limited else 1)].justify = "left"
-    for task, found in groupby(group, key=lambda r: r.task):
-        rows = list(found)
-        copy = next((r.seconds for r in rows if r.contestant == "copy"), None)
-        theirs = {name: _best(rows, name) for name in peers}
-        first = True
-        for r in rows:
-            if not r.ours or r.seconds is None:
+    limit = (findings.of(rows, "read") and "read") or (findings.of(rows, "copy") and "copy")
+    who = list(dict.fromkeys(row["contestant"] for row in findings.measured(rows) if findings.is_peer(row)))
+    bounds = [limit, f"of {limit}"] if limit else []
+    lines = table("", "C", "rows", "time", *bounds, *who)
+    for task in findings.tasks(rows):
+        best = findings.of(task, limit) if limit else None
+        theirs = {name: findings.of(task, name) for name in who}
+        for row in findings.measured(task):
+            if not row["ours"]:
                 continue
-            cells = [f"{task.c}", f"{task.n}"] if first else ["", ""]
-            cells += ([duration(copy) if first else ""] if copy else [])
-            name = r.contestant if r.buffers == "none" else f"{r.contestant}, {r.buffers}"
-            cells += [name, duration(r.seconds)]
-            cells += [percent(r.share_of_copy)] if r.share_of_copy is not None else []
-            cells += [_multiple(theirs[peer], r.seconds) for peer in peers]
-            lines.add_row(*cells)
-            first = False
+            name = row["contestant"] + ("" if row["buffers"] == "none" else f", {row['buffers']}")
+            cells = [name, f"{row['c']}", f"{row['n']}", duration(row["median_s"])]
+            if best:
+                share = findings.share_of_limit(task, row)
+                cells += [duration(best["median_s"]), "-" if share is None else percent(share)]
+            lines.add_row(*cells, *(_multiple(theirs[name], row) for name in who))
     return lines
 
 
-def _is_peer(r: Result) -> bool:
-    return not r.ours and r.contestant not in LIMITS
+def _multiple(theirs: Row | None, ours: Row) -> str:
+    return "-" if theirs is None else f"{theirs['median_s'] / ours['median_s']:.2g} x"
 
 
-def _best(rows: Sequence[Result], name: str) -> float | None:
-    return min((r.seconds for r in rows if r.contestant == name and r.seconds), default=None)
-
-
-def _multiple(theirs: float | None, ours: float) -> str:
-    return "-" if theirs is None else f"{theirs / ours:.2g} x"
-
-
-def _options(results: Sequence[Result]) -> Table:
-    """Per option and C: the time of each of ours, buffers reused, over the plain task's."""
-    plain = {
-        (r.contestant, r.task._replace(option=None)): r.seconds
-        for r in results
-        if r.ours and r.buffers == "reused" and r.task.option is None and r.seconds
-    }
-    rows = [r for r in results if r.ours and r.buffers == "reused" and r.task.option and r.seconds]
-    classes = sorted({r.task.c for r in rows})
-    lines = table("option", *(f"C = {c}" for c in classes))
-    cost = {
-        (r.contestant, r.task.option, r.task.c): r.seconds / base - 1
-        for r in rows
-        if r.seconds and (base := plain.get((r.contestant, r.task._replace(option=None))))
-    }
-    for contestant, option in dict.fromkeys((r.contestant, r.task.option) for r in rows):
-        found = [cost.get((contestant, option, c)) for c in classes]
-        lines.add_row(f"{contestant}: {option}", *("-" if x is None else f"{100 * x:+.0f} %" for x in found))
+def _costs(costs: Sequence[dict[str, Any]]) -> Table:
+    """What a fresh process pays, and what a call does: a line for each cost, a column for each contestant."""
+    measured = [cost for cost in costs if cost["status"] == "ok"]
+    who = list(dict.fromkeys(cost["contestant"] for cost in measured))
+    cells: dict[tuple[Any, ...], dict[str, str]] = {}
+    for cost in measured:
+        value = f"{cost['bytes'] / 1e6:.3g} MB" if cost["cost"] == "memory" else duration(cost["median_s"])
+        kind = cost["cost"], cost["cache"], cost["threads"], cost["c"] if cost["threads"] else None
+        cells.setdefault(kind, {})[cost["contestant"]] = value
+    lines = table("A fresh process, and one call", *who)
+    for (what, cache, threads, c), found in cells.items():
+        label = _COSTS[what] + (f", kernel cache {cache}" if cache else "")
+        label += f", C = {c}, {threads} thread{'s' * (threads > 1)}" if threads else ""
+        lines.add_row(label, *(found.get(name, "-") for name in who))
     return lines
 
 
-def _notes(results: Sequence[Result]) -> Iterator[Note]:
-    """Who is not in the tables, and why; what the columns mean."""
-    if any(_is_peer(r) and r.status == "ok" for r in results):
-        yield "A peer's column: how many times as long as ours it takes, with the buffers that suit it best.", None
-    tasks: dict[tuple[str, str, str], dict[str, None]] = {}
-    for r in results:
-        if r.status != "ok":
-            tasks.setdefault((r.contestant, r.status, r.why or ""), {})[str(r.task)] = None
-    alike: dict[tuple[str, str, str], list[str]] = {}  # who is kept from the same tasks by the same reason
-    for (name, status, why), where in tasks.items():
-        some = "" if status == "missing" else f" in {_some(list(where))}"
-        alike.setdefault((status, why, some), []).append(name)
-    for (status, why, some), names in alike.items():
-        text = f"{', '.join(names)}: {_STATUS[status]}{some}: {why}"
-        yield text, "red" if status in ("wrong", "failed") else "yellow"
+def _notes(found: Document) -> Iterator[Note]:
+    """What the columns mean, and who is not in them, and why."""
+    if any(map(findings.is_peer, findings.measured(found["results"]))):
+        yield (
+            "A peer's column: how many times as long as ours it takes, with the memory that suits it best.",
+            None,
+        )
+    for absent in findings.absences(found):
+        style = "red" if absent.status in ("wrong", "failed") else "yellow"
+        yield f"{', '.join(absent.contestants)}: {absent.status} ({absent.where}): {absent.why}", style
 
 
-def _some(tasks: Sequence[str]) -> str:
-    return "; ".join(tasks[:2]) + (f" and {len(tasks) - 2} more" if len(tasks) > 2 else "")
-
-
-_STATUS = {"missing": "missing", "refused": "not entered", "wrong": "WRONG", "failed": "FAILED"}
-
-
-def broken(results: Sequence[Result], named: Sequence[str]) -> bool:
+def broken(found: Document, named: Sequence[str]) -> bool:
     """One of ours is wrong or failed, or was asked for by name and did not run at all."""
-    if any(r.ours and r.status in ("wrong", "failed") for r in results):
+    if any(row["ours"] and row["status"] in ("wrong", "failed") for row in found["results"]):
         return True
-    return any(not any(r.contestant == name and r.seconds for r in results) for name in named)
+    ran = {row["contestant"] for row in findings.measured(found["results"])}
+    return not ran.issuperset(named)
 
 
 def plot_directory(directory: Path) -> Path:
     """Made before anything is measured: minutes later would be late for the error."""
     try:
-        import matplotlib  # noqa: F401
+        from sce.bench import plots  # noqa: F401
 
         directory.mkdir(parents=True, exist_ok=True)
     except ImportError as exc:
@@ -195,3 +157,9 @@ def plot_directory(directory: Path) -> Path:
     except OSError as exc:
         raise UsageError(f"--plot: {str(directory)!r} cannot be made: {exc.strerror}.") from exc
     return directory
+
+
+def draw(found: Document, directory: Path) -> list[Path]:
+    from sce.bench import plots
+
+    return plots.draw(found, directory)

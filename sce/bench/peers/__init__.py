@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..contestant import Contestant
+from sce.bench.contestant import Contestant
 
 
 def peers() -> Iterator[Contestant]:
@@ -17,3 +17,13 @@ def peers() -> Iterator[Contestant]:
     yield torch.Compiled()
     yield jax.Jax()
     yield sklearn.Sklearn()
+
+
+def device_peers(device: str = "cuda") -> Iterator[Contestant]:
+    """The peers of device contests, for tensors on the device; those not installed here included."""
+    from . import liger, quack, torch
+
+    yield torch.Eager(device)
+    yield torch.Compiled(device)
+    yield liger.Liger()
+    yield quack.Quack()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 
-from ..contestant import Answer, Buffers, Run
-from ..task import Inputs, Task
+from sce.bench.contestant import Answer, Buffers, Run
+from sce.bench.task import Inputs, Task
+
 from .package import plain_rows_only, why_missing
 
 
@@ -15,6 +17,7 @@ class Jax:
     name, ours = "jax", False
 
     def missing(self) -> str | None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or XLA tells everyone what it compiles
         return why_missing("jax", "jax") or why_missing("optax", "optax")
 
     def refuses(self, task: Task) -> str | None:

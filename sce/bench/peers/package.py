@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from ..task import Task
+from sce.bench.task import Task
 
 
 def why_missing(module: str, package: str) -> str | None:

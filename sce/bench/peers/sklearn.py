@@ -1,4 +1,4 @@
-"""scikit-learn's private loss module: what its estimators run. Losses and gradients per row, not their mean."""
+"""scikit-learn's private loss module: what its estimators run. Losses and gradients per row, no mean."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from sce import machine
+from sce.bench.contestant import Answer, Buffers, Run
+from sce.bench.task import Inputs, Task
 
-from ..contestant import Answer, Buffers, Run
-from ..task import Inputs, Task
 from .package import plain_rows_only, why_missing
 
 

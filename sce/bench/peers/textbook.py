@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from sce.backend import Array
+from sce.bench.contestant import Answer, Buffers, Run
+from sce.bench.task import Inputs, Task
 
-from ..contestant import Answer, Buffers, Run
-from ..task import Inputs, Task
 from .package import plain_rows_only, why_missing
 
 
@@ -50,7 +50,7 @@ class SciPy(NumPy):
     name = "scipy"
 
     def missing(self) -> str | None:
-        return why_missing("scipy", "scipy")
+        return why_missing("scipy.special", "scipy")
 
     def log_softmax(self, x: Array) -> Array:
         from scipy.special import log_softmax

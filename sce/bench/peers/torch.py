@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..contestant import Answer, Buffers, Run
-from ..task import Inputs, Task
+from sce.bench.contestant import Answer, Buffers, Run
+from sce.bench.task import Inputs, Task
+
 from .package import why_missing
 
 
@@ -35,11 +36,7 @@ class Eager:
     def prepare(self, task: Task, given: Inputs, buffers: Buffers) -> Run:
         import torch
 
-        if task.dtype == "bfloat16":  # torch takes it from NumPy only under another name
-            x = torch.from_numpy(given.logits.view(np.int16)).view(torch.bfloat16)
-        else:
-            x = torch.from_numpy(given.logits)
-        x, y, loss = x.to(self.device), torch.from_numpy(given.target).to(self.device), self.loss()
+        x, y, loss = *_tensors(task, given, self.device), self.loss()
         if task.op == "loss":
 
             def value() -> Any:
@@ -47,7 +44,7 @@ class Eager:
                     return loss(x, y)
 
             return Run(value, lambda got: Answer(float(got), None))
-        x = x.requires_grad_()
+        x = x.detach().requires_grad_()  # the same memory; the tensor of a device contest is everyone's
 
         def call() -> Any:
             x.grad = None
@@ -56,10 +53,26 @@ class Eager:
             return value
 
         def answer(got: Any) -> Answer:
-            assert x.grad is not None
-            return Answer(float(got), x.grad.float().cpu().numpy() if task.dtype != "float64" else x.grad.cpu().numpy())
+            grad = x.grad
+            assert grad is not None
+            if isinstance(given.logits, np.ndarray):  # which knows no bfloat16
+                grad = grad.to("cpu", torch.float64 if task.dtype == "float64" else torch.float32).numpy()
+            return Answer(float(got.detach()), grad)
 
         return Run(call, answer)
+
+
+def _tensors(task: Task, given: Inputs, device: str) -> tuple[Any, Any]:
+    """Logits and target as tensors on the device. In a device contest they are that already."""
+    import torch
+
+    if not isinstance(given.logits, np.ndarray):
+        return given.logits, given.target
+    if task.dtype == "bfloat16":  # torch takes it from NumPy only under another name
+        x = torch.from_numpy(given.logits.view(np.int16)).view(torch.bfloat16)
+    else:
+        x = torch.from_numpy(given.logits)
+    return x.to(device), torch.from_numpy(given.target).to(device)
 
 
 class Compiled(Eager):

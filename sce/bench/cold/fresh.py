@@ -1,0 +1,94 @@
+"""A measurement in a process of its own: started here, done in worker.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, NamedTuple
+
+from sce.bench.contestant import Contestant
+from sce.bench.task import Task
+
+from .worker import Figures
+
+Status = Literal["ok", "missing", "refused", "failed"]
+
+PATIENCE = 120.0  # seconds until a process counts as failed
+
+# Runs before anything else is loaded: every process tells what NumPy and sce cost to import.
+_PRELUDE = """
+from time import perf_counter
+began = perf_counter()
+import numpy
+loaded = perf_counter()
+import sce
+imported = perf_counter()
+from sce.bench.cold.worker import main
+main(loaded - began, imported - loaded)
+"""
+
+
+class Reply(NamedTuple):
+    """What came back from a process, or why nothing did."""
+
+    status: Status
+    why: str | None = None
+    figures: Figures = {}  # noqa: RUF012 - nobody writes to it
+    process_s: float = 0.0
+
+
+def ask(
+    measure: Callable[[Contestant, Task], Figures],
+    contestant: Contestant,
+    task: Task,
+    environment: Mapping[str, str] = {},
+) -> Reply:
+    """What a function of worker.py measures. Whatever goes wrong in the process is a reply, too."""
+    if why := contestant.missing():
+        return Reply("missing", why)
+    if why := contestant.refuses(task):
+        return Reply("refused", why)
+    try:
+        work = pickle.dumps((measure, contestant, task))
+    except (pickle.PicklingError, AttributeError, TypeError) as exc:
+        raise TypeError(
+            f"contestant {contestant.name!r} cannot be sent to a process of its own: {exc}."
+            " Define its class at the top of a module."
+        ) from exc
+    with TemporaryDirectory(prefix="sce-fresh-", ignore_cleanup_errors=True) as home:
+        return _run(work, environment, Path(home, "figures.json"), Path(home, "stderr.txt"))
+
+
+def _run(work: bytes, environment: Mapping[str, str], figures: Path, errors: Path) -> Reply:
+    # Without bytecode every import would compile: that is not how packages are installed.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    began = time.perf_counter()
+    try:
+        with errors.open("wb") as stderr:  # not a pipe: a framework's helper processes would keep it open
+            done = subprocess.run(
+                [sys.executable, "-c", _PRELUDE, os.fspath(figures)],
+                input=work,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env={**inherited, **environment},
+                timeout=PATIENCE,
+            )
+    except subprocess.TimeoutExpired:
+        return Reply("failed", _last_line(f"no answer within {PATIENCE:g} s", errors))
+    took = time.perf_counter() - began
+    if done.returncode or not figures.exists():
+        return Reply("failed", _last_line(f"exit status {done.returncode}", errors))
+    return Reply("ok", None, json.loads(figures.read_text(encoding="utf-8")), took)
+
+
+def _last_line(what: str, errors: Path) -> str:
+    """What happened, and the last that the process said about it."""
+    said = errors.read_text(encoding="utf-8", errors="replace").splitlines()
+    return ": ".join([what, *[line.strip() for line in said if line.strip()][-1:]])
