@@ -11,19 +11,18 @@ Exit status: 1 if something of ours got slower, wrong or fails, 2 for bad input.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from sce.bench import findings
 from sce.bench.contest import LIMITS
 from sce.bench.findings import Document, Key, NotADocument, Row
+from sce.cli.tables import console, table
 
 _ROW = (*findings.TASK, "contestant", "buffers")
 _MACHINE = ("processor", "usable_cores", "threads")
@@ -145,10 +144,7 @@ def _differences(old: Document, new: Document) -> Iterator[str]:
 
 
 def _table(changes: Sequence[Change]) -> Table:
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    made.add_column("", overflow="fold")
-    for name in ("change", "in", "now"):
-        made.add_column(name, justify="right")
+    made = table("", "change", "in", "now")
     for found in changes:
         unit = "copies" if found.copies else "seconds"
         now = f"{found.row['median_s']:.3g} s"
@@ -179,8 +175,7 @@ def main(
     if not found.compared:
         typer.echo("Error: no row was measured in both: there is nothing to compare.", err=True)
         raise typer.Exit(2)
-    out = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, emoji=False)
-    report(found, *documents, least / 100, out)
+    report(found, *documents, least / 100, console())
     raise typer.Exit(1 if found.worse else 0)
 
 

@@ -207,11 +207,6 @@ def begin(args: argparse.Namespace, names: list[str]) -> Document:
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             doc["versions"][name] = version(name)
-    doc["commit"] = None
-    if (ROOT / ".git").exists():  # else git would answer for a repository that the checkout lies in
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty"]
-        with suppress(OSError):
-            doc["commit"] = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     doc |= {"device": args.device, "backend": args.backend, "gpu": {}, "launch": [], "large": []}
     later = {"status": "not reached", "why": "the run was ended before it."}
     doc |= {"conformance": later, "steps": {name: dict(later) for name in names}}

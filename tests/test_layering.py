@@ -23,7 +23,8 @@ ARROWS = {
     "functions": {"backend", "layout", "checks", "problem", "select"},
     "sce": {"backend", "select", "functions"},  # sce/__init__.py
     "machine": set(),
-    "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine"},
+    "strict_json": set(),
+    "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine", "strict_json"},
     "conformance": {"backend", "layout", "checks", "problem", "registry", "functions"},
     "cli": {
         "sce",
@@ -34,6 +35,7 @@ ARROWS = {
         "select",
         "functions",
         "machine",
+        "strict_json",
         "conformance",
         "bench",
     },

@@ -16,7 +16,7 @@ from sce.backend import Array
 from . import limit
 from .clock import ROUNDS, Rounds, Times, alternate
 from .contestant import Answer, Buffers, Contestant
-from .task import Expected, Inputs, Task, expected, inputs
+from .task import PIECE, Expected, Inputs, Task, expected, inputs
 
 Status = Literal["ok", "wrong", "failed", "refused", "missing", "not reached"]
 LIMITS = ("copy", "read")  # contestants that compute nothing
@@ -61,6 +61,10 @@ def contest(
     given = inputs(task)
     say("the reference's answer")
     wanted = expected(task, given)
+
+    def check(answer: Answer) -> tuple[float, float | None]:
+        return errors(task, answer, wanted)
+
     entered: dict[tuple[str, Buffers], Callable[[], Any]] = {}
     results: dict[tuple[str, Buffers], Result] = {}
     for contestant in contestants:
@@ -72,10 +76,10 @@ def contest(
             results[key] = entry(task, contestant, buffers)._replace(status=status, why=why)
             if why is None:
                 say(f"{contestant.name} ({buffers}): answer checked")
-                call, results[key] = _enter(contestant, task, given, wanted, buffers)
+                call, results[key] = enter(contestant, task, given, buffers, check)
                 if call is not None:
                     entered[key] = call
-    wanted = given = None  # type: ignore[assignment]  # the contestants keep what they need
+    wanted = given = None  # type: ignore[assignment]  # the contestants keep what they need of the inputs
     with ThreadPoolExecutor(machine.threads()) as pool:
         say("timing")
         ways = _limits(task, pool) if task.where != "call" else {}
@@ -91,25 +95,30 @@ def entry(task: Task, contestant: Contestant, buffers: Buffers) -> Result:
     return Result(task, contestant.name, contestant.ours, buffers, "ok", bytes=task.bytes)
 
 
-def _enter(
-    contestant: Contestant, task: Task, given: Inputs, wanted: Expected, buffers: Buffers
+def enter(
+    contestant: Contestant,
+    task: Task,
+    given: Inputs,
+    buffers: Buffers,
+    check: Callable[[Answer], tuple[float, float | None]],
 ) -> tuple[Callable[[], Any] | None, Result]:
-    """The call to time, and what is known before: None for the call of one that fails or is wrong."""
+    """The call to time, None of one that fails or is wrong; and the result, still without times.
+
+    `check` gives the errors of an answer, of the loss and of the gradient.
+    """
     result = entry(task, contestant, buffers)
     try:
         with warnings.catch_warnings():
             if not contestant.ours:
                 warnings.simplefilter("ignore")  # a peer's deprecations are its own
             run = contestant.prepare(task, given, buffers)
-            answer = run.answer(run.call())
+            loss_error, grad_error = check(run.answer(run.call()))
     except Exception as exc:  # of a peer as of a backend: the others are measured all the same
         return None, result._replace(status="failed", why=f"{type(exc).__name__}: {exc}".splitlines()[0])
-    loss_error, grad_error = errors(task, answer, wanted)
     result = result._replace(loss_error=loss_error, grad_error=grad_error)
-    bound = TOLERANCE[task.dtype]
-    if not (loss_error <= bound and (grad_error is None or grad_error <= bound)):
-        why = f"off by {max(loss_error, grad_error or 0):.2g}, where {bound:.2g} is allowed."
-        return None, result._replace(status="wrong", why=why)
+    worst, bound = max(loss_error, grad_error or 0.0), TOLERANCE[task.dtype]
+    if not worst <= bound:
+        return None, result._replace(status="wrong", why=f"off by {worst:.2g}, where {bound:.2g} is allowed.")
     return run.call, result
 
 
@@ -124,7 +133,7 @@ def errors(task: Task, answer: Answer, wanted: Expected) -> tuple[float, float |
     # A mean over many rows has gradients below half precision's smallest number: one step of it is no error.
     smallest = 2.0**-24 if task.dtype == "float16" else 0.0
     worst = 0.0
-    for start in range(0, len(wanted.grad), step := max(1, (1 << 20) // max(1, wanted.grad[0].size))):
+    for start in range(0, len(wanted.grad), step := max(1, PIECE // max(1, wanted.grad[0].size))):
         piece = slice(start, start + step)
         got: Array = answer.grad[piece].astype(wanted.grad.dtype, copy=False)
         # Not min or max of a NaN: the largest of numbers and NaN is NaN, and that is infinite here.

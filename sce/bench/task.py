@@ -11,6 +11,7 @@ from sce.backend import Array
 from sce.functions import cross_entropy, loss_and_grad
 
 Op = Literal["loss", "loss_and_grad"]
+PIECE = 1 << 20  # elements that the reference computes, and a check compares, at once
 IGNORED = -100  # the label of a row left out, by the habit of PyTorch
 
 # One option at a time: its cost is measured against the same task without it.
@@ -138,7 +139,7 @@ def expected(task: Task, given: Inputs) -> Expected:
     options = {k: v for k, v in given.options.items() if k != "sample_weight"}
     weights = given.options.get("sample_weight")
     weight = counted_weight(task, given)
-    step = max(1, (1 << 20) // (given.logits.size // max(1, len(given.logits)) or 1))
+    step = max(1, PIECE // (given.logits.size // max(1, len(given.logits)) or 1))
     for start in range(0, len(given.logits), step):
         rows = slice(start, start + step)
         some = dict(options, axis=task.axis, reduction="mean", denominator=weight, backend="reference")

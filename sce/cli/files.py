@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import zipfile
 import zlib
@@ -13,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from sce import strict_json
 from sce.backend import Array
 
 _NPY, _ZIP = b"\x93NUMPY", b"PK"  # how the two formats begin
@@ -138,21 +137,7 @@ class Output:
             ) from exc
 
     def write_json(self, value: Any) -> None:
-        text = json.dumps(_strict(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        self.write(lambda stream: stream.write(text.encode()))
-
-
-def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become the words "nan", "inf" and "-inf"."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+        self.write(lambda stream: stream.write(strict_json.text(value).encode()))
 
 
 def outputs(*wanted: tuple[Path | None, str], inputs: tuple[Path | None, ...] = ()) -> list[Output | None]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from sce.bench import clock
 from sce.bench.clock import Rounds, Times
-from sce.bench.contest import TOLERANCE, Result, Status, compared, entry, timed
+from sce.bench.contest import Result, Status, compared, enter, entry, timed
 from sce.bench.contestant import Answer, Backend, Buffers, Contestant, Run
 from sce.bench.task import OPTIONS, Inputs, Task
 from sce.functions import cross_entropy, loss_and_grad
@@ -161,6 +160,10 @@ def _run(
 ) -> dict[Entry, Result]:
     given = inputs(task, device)
     known = expected(task, given)
+
+    def check(answer: Answer) -> tuple[float, float | None]:
+        return errors(task, answer, known)
+
     calls: dict[Entry, Callable[[], Any]] = {}
     results: dict[Entry, Result] = {}
     for contestant, buffers in able:
@@ -168,7 +171,7 @@ def _run(
             break
         say(f"{task}: {contestant.name} ({buffers})")
         key = contestant.name, buffers
-        call, results[key] = _enter(contestant, task, given, known, buffers)
+        call, results[key] = enter(contestant, task, given, buffers, check)
         if call is not None:
             calls[key] = call
     say(f"{task}: timing")
@@ -187,26 +190,6 @@ def _run(
         else:
             del results[key]
     return results
-
-
-def _enter(
-    contestant: Contestant, task: Task, given: Inputs, known: Known, buffers: Buffers
-) -> tuple[Callable[[], Any] | None, Result]:
-    """The call to time, None of one that fails or is wrong; and the result, still without times."""
-    result = entry(task, contestant, buffers)
-    try:
-        with warnings.catch_warnings():
-            if not contestant.ours:
-                warnings.simplefilter("ignore")  # a peer's deprecations are its own
-            run = contestant.prepare(task, given, buffers)
-            loss_error, grad_error = errors(task, run.answer(run.call()), known)
-    except Exception as exc:
-        return None, result._replace(status="failed", why=f"{type(exc).__name__}: {exc}".splitlines()[0])
-    result = result._replace(loss_error=loss_error, grad_error=grad_error)
-    worst, bound = max(loss_error, grad_error or 0.0), TOLERANCE[task.dtype]
-    if not worst <= bound:
-        return None, result._replace(status="wrong", why=f"off by {worst:.2g}, where {bound:.2g} is allowed.")
-    return run.call, result
 
 
 def _copies(given: Inputs) -> dict[str, Callable[[], Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from sce import strict_json
 
 Found = dict[str, Any]
 Say = Callable[[str], object]
@@ -24,18 +25,8 @@ class Outcome(NamedTuple):
 
 def write(path: Path, document: Found) -> None:
     """All or nothing: a process may be ended at any time."""
-    text = json.dumps(_strict(document), indent=1, allow_nan=False)
-    path.with_suffix(".new").write_text(text, "utf-8")
+    path.with_suffix(".new").write_text(strict_json.text(document), "utf-8")
     os.replace(path.with_suffix(".new"), path)
-
-
-def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become words."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
 def perform(step: Callable[[Say], Iterator[Found]], part: Path) -> int:
