@@ -17,6 +17,7 @@ from sce.bench import findings
 from sce.bench.findings import Document, NotADocument, Row
 from sce.bench.markdown import number, table, text
 from sce.bench.plots import draw
+from sce.bench.plots.style import SECONDS
 
 SCALE = """\
 Softmax cross-entropy does little arithmetic per number, so what limits a good implementation is the memory.
@@ -84,35 +85,15 @@ def _about(document: Document) -> Iterator[str]:
         ("command", f"`{document['command']}`"),
     ]
     yield table(("", ""), [line for line in lines if line[1]], words=(0, 1))
-    if found := "\n".join(_findings(document)):
+    if found := "\n".join(f"- {line}" for line in findings.summary(document)):
         yield found
-
-
-def _findings(document: Document) -> Iterator[str]:
-    """A line for each operation and dtype: how near to the limit, and how far ahead."""
-    name = findings.lead(document)
-    for (op, _, layout, where), rows in findings.plain(document).items():
-        tasks = findings.tasks(rows)
-        ours = [(task, row) for task in tasks if (row := findings.of(task, name, "reused"))]
-        shares = [share for task, row in ours if (share := findings.share_of_limit(task, row))]
-        ahead = [row["speed_up_over_peers"] for _, row in ours if row["speed_up_over_peers"]]
-        if (layout, where) == ("rows", "memory") and shares:
-            limit = "copy" if op == "loss_and_grad" else "read"
-            near = f"{_range([100 * share for share in shares])} % of the best {limit}"
-            more = f", {_range(ahead)} times as fast as the strongest peer" if ahead else ""
-            yield f"- {findings.in_words(rows[0])}: `{name}` runs at {near}{more}."
-
-
-def _range(values: Sequence[float]) -> str:
-    low, high = number(min(values)), number(max(values))
-    return low if low == high else f"{low} to {high}"
 
 
 def _groups(document: Document, plots: dict[str, str]) -> Iterator[str]:
     """A section for each operation, dtype, layout and size. The dtypes' plot follows the last of them."""
     for (_, _, layout, where), rows in findings.plain(document).items():
         heading = findings.in_words(rows[0])
-        yield f"## {heading[0].upper()}{heading[1:]}"
+        yield f"## {findings.heading(rows[0])}"
         in_memory = (layout, where) == ("rows", "memory")
         if in_memory:
             yield from _image(
@@ -232,8 +213,7 @@ def _cost_table(rows: Sequence[Row]) -> str:
         if row["bytes"] is not None:
             figures = [f"{number(row['bytes'] / 1e6)} MB", "", str(row["runs"])]
         elif row["median_s"] is not None:
-            units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
-            unit, size = next((u for u in units if row["median_s"] >= u[1] / 10), units[-1])
+            unit, size = next((u for u in SECONDS if row["median_s"] >= u[1] / 10), SECONDS[-1])
             median, quartiles = _times(row, size)
             figures = [f"{median} {unit}", quartiles, str(row["runs"])]
         lines.append([row["contestant"], shape, *(str(row[field] or "") for field in told), *figures])

@@ -282,8 +282,8 @@ def test_the_page_says_everything(tmp_path, write):
         assert fact in made
     assert "/home" not in made
     assert str(tmp_path) not in made
-    assert "- loss and gradient, float32: `cpu` runs at 50.0 % of the best copy, 2.00 times as fast" in made
-    assert "- loss alone, float32: `cpu` runs at 20.0 % of the best read, 2.00 times as fast" in made
+    assert "- Loss and gradient, float32: cpu runs at 50.0 % of the fastest copy, 2.00 times as fast" in made
+    assert "- Loss alone, float32: cpu runs at 20.0 % of the fastest read, 2.00 times as fast" in made
     assert "|  |  | **cpu, reused** | 2.00 | 1.96 - 2.04 | 4.00 | 50.0 % | 2.00 | 2.00x |" in made
     assert "| 10 | 100000 | best copy: plain, 1 thread | 1.00 |" in made
     assert "| C | cpu, reused | cpu, fresh | torch | torch.compile |" in made

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .contest import LIMITS
+from .markdown import number
 from .task import ITEMSIZE
 
 Document = dict[str, Any]
@@ -157,6 +158,25 @@ def option_costs(document: Document) -> dict[str, dict[int, float]]:
     return found
 
 
+def summary(document: Document) -> Iterator[str]:
+    """A sentence for each operation and dtype: how near to the limit, and how far ahead of the peers."""
+    name = lead(document)
+    for (op, _, layout, where), rows in plain(document).items():
+        ours = [(task, row) for task in tasks(rows) if (row := of(task, name, "reused") or of(task, name))]
+        shares = [share for task, row in ours if (share := share_of_limit(task, row))]
+        ahead = [row["speed_up_over_peers"] for _, row in ours if row["speed_up_over_peers"]]
+        if (layout, where) == ("rows", "memory") and shares:
+            limit = "copy" if op == "loss_and_grad" else "read"
+            near = f"{_range([100 * share for share in shares])} % of the fastest {limit}"
+            more = f", {_range(ahead)} times as fast as the strongest peer" if ahead else ""
+            yield f"{heading(rows[0])}: {name} runs at {near}{more}."
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = number(min(values)), number(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
 def absences(document: Document) -> list[Absence]:
     """Everything that was not measured, and why; nothing is dropped silently."""
     found: dict[tuple[str, str, str], dict[str, set[int | None]]] = {}
@@ -200,6 +220,11 @@ def plot_name(kind: str, row: Row) -> str:
     """The name of a plot of this kind about this row's operation and dtype."""
     parts = [kind, "loss" if row["op"] == "loss" else "", row["dtype"] if row["dtype"] != "float32" else ""]
     return "_".join(filter(None, parts))
+
+
+def heading(row: Row) -> str:
+    words = in_words(row)
+    return words[0].upper() + words[1:]
 
 
 def in_words(row: Row) -> str:

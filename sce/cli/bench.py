@@ -68,9 +68,8 @@ def run(entered: Sequence[Contestant], quick: bool, command: str, log: Console) 
 def show(found: Document, out: Console) -> None:
     print_line(out, f"{findings.machine(found)}; {', '.join(findings.versions(found))}")
     for rows in findings.plain(found).values():
-        heading = findings.in_words(rows[0])
         out.print()
-        print_line(out, f"{heading[0].upper()}{heading[1:]}", "bold")
+        print_line(out, findings.heading(rows[0]), "bold")
         out.print(_speeds(rows))
     if costs := findings.option_costs(found):
         classes = sorted({c for of in costs.values() for c in of})
@@ -127,7 +126,9 @@ def _costs(costs: Sequence[dict[str, Any]]) -> Table:
 
 
 def _notes(found: Document) -> Iterator[Note]:
-    """What the columns mean, and who is not in them, and why."""
+    """How far from the limit, how far ahead; what the columns mean; who is not in them, and why."""
+    for line in findings.summary(found):
+        yield line, "bold"
     if any(map(findings.is_peer, findings.measured(found["results"]))):
         yield (
             "A peer's column: how many times as long as ours it takes, with the memory that suits it best.",
@@ -149,7 +150,7 @@ def broken(found: Document, named: Sequence[str]) -> bool:
 def plot_directory(directory: Path) -> Path:
     """Made before anything is measured: minutes later would be late for the error."""
     try:
-        from sce.bench import plots  # noqa: F401
+        import sce.bench.plots.style  # noqa: F401 - the module that needs matplotlib
 
         directory.mkdir(parents=True, exist_ok=True)
     except ImportError as exc:
