@@ -566,7 +566,7 @@ def test_info(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"sce {sce.__version__}",
         "  numpy  ",
         "  processor  ",
-        "NUMBA_NUM_THREADS   ",
+        "  NUMBA_NUM_THREADS  ",
         "reference  runs",
     ):
         assert words in found.out
