@@ -76,25 +76,22 @@ def test_a_document_is_read_as_it_was_written(tmp_path):
 
 
 def test_the_commit(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "sce" / "machine.py"))
-    assert machine.commit() is None  # installed: git would answer for whatever lies around
-    (tmp_path / ".git").touch()
-    asked = []
+    asked, said = [], "abc-dirty\n"
 
     def run(words, **options):
-        asked.extend(words)
-        return SimpleNamespace(stdout="abc-dirty\n")
+        asked.append(words)
+        return SimpleNamespace(stdout=said)
 
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "sce" / "machine.py"))
+    assert machine.commit() is None  # installed: git would answer for whatever lies around
+    assert not asked
+    (tmp_path / ".git").touch()
     assert machine.commit() == "abc-dirty"
-    assert tmp_path.resolve() in asked
-    monkeypatch.setattr(subprocess, "run", lambda words, **options: SimpleNamespace(stdout=""))
+    assert tmp_path.resolve() in asked[0]
+    said = ""
     assert machine.commit() is None
-
-    def no_git(words, **options):
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(subprocess, "run", no_git)
+    monkeypatch.setattr(subprocess, "run", lambda words, **options: (tmp_path / "git").read_text())
     assert machine.commit() is None
 
 
@@ -253,13 +250,13 @@ def test_the_exit_status_tells_that_one_of_ours_is_bad(tiny, monkeypatch, name, 
     assert "reference, fresh" in done.stdout  # the others are measured all the same
 
 
-def test_a_missing_backend_that_nobody_named_is_no_fault():
-    rows = [
-        row(RESULT),
-        row(RESULT._replace(contestant="cuda", status="missing", why="no GPU.", seconds=None)),
-    ]
-    assert not bench.broken({"results": rows}, ())
-    assert bench.broken({"results": rows}, ("cuda",))
+def test_whose_fault_it_is():
+    absent = RESULT._replace(contestant="cuda", status="missing", why="no GPU.", seconds=None)
+    assert not bench.broken({"results": [row(RESULT), row(absent)]}, ())
+    assert bench.broken({"results": [row(RESULT), row(absent)]}, ("cuda",))
+    for status in ("wrong", "failed"):
+        assert bench.broken({"results": [row(RESULT), row(absent._replace(status=status))]}, ())
+        assert not bench.broken({"results": [row(RESULT), row(MISSING._replace(status=status))]}, ())
 
 
 @pytest.mark.parametrize(

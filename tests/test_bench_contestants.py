@@ -174,3 +174,5 @@ def test_torch_compile_needs_a_compiler(monkeypatch):
     here("torch")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert PEERS[COMPILED].missing() == "torch.compile needs a C++ compiler, and none is on the PATH."
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang++" else None)
+    assert PEERS[COMPILED].missing() is None
