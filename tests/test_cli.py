@@ -580,7 +580,7 @@ def test_threads_ignore_what_numba_would_refuse(monkeypatch: pytest.MonkeyPatch,
 
 def test_version_and_help() -> None:
     assert run("--version").out == f"sce {sce.__version__}\n"
-    for command in ("compare", "check", "info"):
+    for command in ("compare", "check", "bench", "info"):
         shown = run(command, "--help")
         assert shown.status == 0
         assert "\x1b" not in shown.out

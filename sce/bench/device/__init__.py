@@ -82,11 +82,11 @@ def inputs(task: Task, device: str) -> Inputs:
 
     random = torch.Generator(device)
     random.manual_seed(task.n * 1_000_003 + task.c)
-    x = torch.empty(task.n, task.c, dtype=getattr(torch, task.dtype), device=device)
+    x: Any = torch.empty(task.n, task.c, dtype=getattr(torch, task.dtype), device=device)
     x.normal_(0, 3, generator=random)
-    y = torch.randint(task.c, (task.n,), device=device, generator=random)
+    y: Any = torch.randint(task.c, (task.n,), device=device, generator=random)
     options: Any = OPTIONS[task.option] if task.option else {}
-    return Inputs(x, y, options)  # type: ignore[arg-type]  # tensors in the place of arrays
+    return Inputs(x, y, options)  # tensors in the place of arrays
 
 
 def expected(task: Task, given: Inputs) -> Known:
