@@ -68,6 +68,8 @@ def test_exp_at_the_edges(dtype):
     np.testing.assert_array_equal(got, np.array([1, 0, np.nan, 0, 0], dtype))
 
 
+# mpmath 1.4 wants the order that 1.3 does not have, and PyTorch's sympy keeps to 1.3.
+@pytest.mark.filterwarnings("ignore:Descending:DeprecationWarning")
 def test_the_polynomials_are_chebyshev_fits():
     """The coefficients in the source are what mpmath finds for (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2."""
     source = Path(vector_math.__file__).read_text(encoding="utf-8")
@@ -81,7 +83,7 @@ def test_the_polynomials_are_chebyshev_fits():
 
         for (first, rest), dtype in zip(bodies, (np.float32, np.float64), strict=True):
             written = [float(v) for v in [first, *re.findall(r"\+ (?:F32\()?([\d.e+-]+)", rest)]]
-            fitted = mpmath.chebyfit(tail, [-half, half], len(written), asc=True)[::-1]
+            fitted = mpmath.chebyfit(tail, [-half, half], len(written))
             assert [dtype(v) for v in written] == [dtype(float(c)) for c in fitted]
 
 
