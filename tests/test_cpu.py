@@ -130,7 +130,10 @@ LOOPS = {
     "emit_hess": ("emit_hess", (Z, None, None, None, None, ONE, ONE, (ONE, ONE, 0.0, 0.0, 0.0), Z), None),
     "emit_log_softmax": ("emit_log_softmax", (Z, None, ONE, ONE, ONE, Z), "v?subps"),
     "soft_cap": ("soft_cap", (Z, Z, WIDE, WIDE, 1.0, 1.0, WIDE), None),
-    "affine": ("affine", (Z, Z, 1.0, WIDE), None),
+    "affine": ("affine", (Z, Z, 1.0, Z, Z), None),
+    "put_exp in place": ("put_exp", (Z, None, ONE, ONE, None), None),
+    "weigh": ("weigh", (Z, None, None, (ONE,) * 4), None),
+    "weigh, all options": ("weigh", (Z, WIDE, WIDE, (ONE,) * 4), None),
 }
 
 

@@ -796,16 +796,27 @@ def test_the_record_has_the_fields_asked_for_in_that_order():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_field_is_the_same_whatever_else_is_asked(dtype):
+    """To the last bit, or, where loss and gradient have a kernel of their own, to the bounds of rounding."""
     x, y = sample(25, (40, 7), dtype)
     given = {"z_loss": 0.1, "label_smoothing": 0.1, "sample_weight": np.linspace(0.5, 2, 40)}
     whole = sce.evaluate(x, y, outputs=EVERYTHING, **given)
     for name in EVERYTHING:
         alone = getattr(sce.evaluate(x, y, outputs=(name,), **given), name)
-        assert same_bits(alone, getattr(whole, name)), name
+        if name in ("loss", "z_loss", "grad"):
+            assert nearly_the_same(alone, getattr(whole, name)), name
+        else:
+            assert same_bits(alone, getattr(whole, name)), name
     loss, grad = sce.loss_and_grad(x, y, **given)
-    assert same_bits(loss, whole.loss)
-    assert same_bits(grad, whole.grad)
-    assert same_bits(sce.cross_entropy(x, y, **given), whole.loss)
+    assert nearly_the_same(loss, whole.loss)
+    assert nearly_the_same(grad, whole.grad)
+    assert same_bits(sce.cross_entropy(x, y, **given), loss)
+
+
+def nearly_the_same(a, b):
+    """Within a few roundings of the largest entry: under smoothing an entry is a difference of such."""
+    step = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}[a.dtype.name]
+    a, b = np.float64(a), np.float64(b)
+    return np.abs(a - b).max() <= 4 * step * np.abs(b).max()
 
 
 def test_argmax_is_the_lowest_of_a_tie_and_correct_follows_it():

@@ -62,10 +62,13 @@ def gap_at(z: Any, lo: Any, top: Any, top_lo: Any, k: Any) -> Any:
 
 @jit(fastmath={"contract"})
 def put_exp(z: Any, lo: Any, top: Any, top_lo: Any, out: Any) -> None:
-    """out_k = exp(z_k - top)."""
+    """out_k = exp(z_k - top); over z where `out` is None."""
+    into = z
+    if out is not None:
+        into = out
     for k in range(z.size):
         d, err = gap_at(z, lo, top, top_lo, k)
-        out[k] = exp(d, err)
+        into[k] = exp(d, err)
 
 
 @jit(fastmath=_SUM)
@@ -211,19 +214,41 @@ def soft_cap(z: Any, lo: Any, slope: Any, curve: Any, temperature: Any, cap: Any
         lo[k] = v_lo if abs(v_lo) < np.inf else 0.0
 
 
-@jit()
-def affine(z: Any, lo: Any, temperature: Any, bias: Any) -> None:
-    """z + lo = z / T + bias, to twice the dtype's precision or nearly so."""
-    inverse = 1.0 / temperature
-    inverse_lo = fma(-inverse, temperature, 1.0) / temperature
-    for k in range(z.size):
-        x = np.float64(z[k])
-        v = x * inverse
-        rest = fma(x, inverse, -v) + x * inverse_lo
-        if bias.size:
-            scaled = v
-            v = scaled + bias[k]
-            rest += difference_error(scaled, -bias[k], v)
-        z[k] = v
-        rest += v - np.float64(z[k])
-        lo[k] = rest if abs(rest) < np.inf else 0.0
+@inline()
+def affine_at(x: Any, by: Any, by_lo: Any, bias: Any, bias_lo: Any) -> Any:
+    """(z, lo) with z + lo = (by + by_lo) x + bias + bias_lo, to about twice the dtype's precision."""
+    scaled = x * by
+    z = scaled + bias
+    lo = fma(x, by, -scaled) + x * by_lo + (difference_error(scaled, -bias, z) + bias_lo)
+    return z, lo if abs(z) < np.inf else type(z)(0)
+
+
+@jit(fastmath={"contract"})
+def affine(z: Any, lo: Any, temperature: Any, bias: Any, bias_lo: Any) -> None:
+    """z + lo = z / T + bias."""
+    of = z.dtype.type
+    by = of(1.0 / temperature)
+    by_lo = of(1.0 / temperature - np.float64(by))
+    if z.itemsize == 8:
+        by_lo = of(fma(-by, temperature, 1.0) / temperature)
+    if bias.size:
+        for k in range(z.size):
+            z[k], lo[k] = affine_at(z[k], by, by_lo, bias[k], bias_lo[k])
+    else:
+        for k in range(z.size):
+            z[k], lo[k] = affine_at(z[k], by, by_lo, of(0), of(0))
+
+
+@jit(fastmath={"contract"})
+def weigh(e: Any, q: Any, slope: Any, weights: Any) -> None:
+    """e_k = (of_p * e_k - of_q * q_k) * slope_k; weights as for emit_grad."""
+    of_p, of_p_lo, of_q, of_q_lo = weights
+    for k in range(e.size):
+        g = fma(e[k], of_p, e[k] * of_p_lo)
+        if q is not None:
+            mass = e.dtype.type(q[k])
+            g -= fma(of_q, mass, of_q_lo * mass)
+        if slope is not None:
+            e[k] = np.float64(g) * slope[k]
+        else:
+            e[k] = g

@@ -14,41 +14,12 @@ import numpy as np
 
 from . import elements, rows
 from .cache import jit
-from .memory import MATRIX, clear, gather, row_at, scatter, slot, view, view_of_records
+from .memory import clear, gather, row_at, scatter, slot, view, view_of_records
+from .parameters import PARAMETERS
 from .vector_math import add, finish
 
 SLOTS = 4  # buffer of sums, z, lo, spare
 WIDE_SLOTS = 4  # q, y, slope, curve
-
-_INTEGERS = (
-    "rows", "inner", "classes",  # the shape: row i is [i // inner, i % inner]
-    "chunk",  # rows per chunk
-    "length",  # of a scratch row: at least the classes and rows.BLOCK
-    "direct",  # every matrix's rows can be worked on where they lie
-    "in_place",  # the gradient lies where the logits do
-    "ignores", "ignored",  # is there an ignore_index, and which
-)  # fmt: skip
-_FLOATS = (
-    "denominator", "grad_scale", "temperature", "softcap", "z_loss", "label_smoothing",
-    "spare",  # target mass at no class: 1 for softmax
-)  # fmt: skip
-_VECTORS = (  # addresses of contiguous arrays; 0 where there is none
-    "labels", "class_weight", "sample_weight", "logit_bias",
-    "loss", "z_loss_rows", "lse", "log_prob", "entropy", "argmax", "correct",
-    "shared_mass",  # label smoothing's mass per class, float64
-    "partial",  # (chunks, 2): the sums of loss and of its z-loss part
-    "scratch",  # (workers, SLOTS, length) in the compute dtype, and
-    "wide",  # (workers, WIDE_SLOTS, length) in float64: rows to work on
-)  # fmt: skip
-_MATRICES = ("logits", "distribution", "grad", "hess_diag", "log_softmax")
-
-PARAMETERS = np.dtype(
-    [(name, np.int64) for name in _INTEGERS]
-    + [(name, np.float64) for name in _FLOATS]
-    + [(name, np.int64) for name in _VECTORS]
-    + [(name, MATRIX) for name in _MATRICES]
-)
-
 
 Values = namedtuple("Values", "loss z_loss log_prob best truth counted")
 Values.__doc__ = "What a row says beside its matrices; best and truth are the two argmaxes."
@@ -73,7 +44,9 @@ def target_of(i: Any, p: Any) -> Any:
             if p.class_weight:
                 bump *= view(1.0, p.class_weight, p.classes)[y]
     counted = u != 0.0
-    s = u / p.denominator if counted and p.denominator != 0.0 else 0.0
+    s = p.unit  # 1 / denominator: a division for each row would be felt where rows are short
+    if u != 1.0:
+        s = u / p.denominator if counted and p.denominator != 0.0 else 0.0
     return y, bump, s if known or s == 0.0 else np.nan, counted
 
 
@@ -103,10 +76,10 @@ def write_matrices(
     if hess is not None and s != 0.0:
         lam2 = 2.0 * p.z_loss
         rows.write_hess(z, lo, q, slope, curve, st, s / (by_t * by_t), z_slope, lam2, spare)
-        scatter(spare, p.hess_diag, a, b)
+        scatter(spare, p.hess_diag, a, b, np.int64(0))
     if log_p is not None:
         elements.emit_log_softmax(z, lo, st.top, st.top_lo, of(st.log_total), spare)
-        scatter(spare, p.log_softmax, a, b)
+        scatter(spare, p.log_softmax, a, b, np.int64(0))
     if grad is not None and s != 0.0:
         scale = p.grad_scale * s / by_t
         if p.direct and not p.in_place:
@@ -114,7 +87,7 @@ def write_matrices(
         else:
             rows.write_grad(z, lo, q, slope, st, scale, z_slope, None)
             if not p.direct:
-                scatter(z, p.grad, a, b)
+                scatter(z, p.grad, a, b, np.int64(0))
 
 
 @jit()
@@ -129,7 +102,7 @@ def work(
     p = view_of_records(PARAMETERS, parameters)[0]
     partial = view(1.0, p.partial, 2 * last)
     n = p.classes
-    bias = view(1.0, p.logit_bias, n if p.logit_bias else 0)
+    bias, bias_lo = view(one, p.bias, n if p.bias else 0), view(one, p.bias_lo, n if p.bias else 0)
     class_weight = view(1.0, p.class_weight, n if p.class_weight else 0)
     scratch, wide = worker * SLOTS, worker * WIDE_SLOTS
     buffer = slot(one, p.scratch, scratch, p.length, rows.BLOCK)
@@ -157,17 +130,17 @@ def work(
                 z = view(one, row_at(p.logits, a, b), n)
                 if not p.direct:
                     z = slot(one, p.scratch, scratch + 1, p.length, n)
-                    gather(p.logits, a, b, z)
+                    gather(p.logits, a, b, np.int64(0), z)
                 if p.argmax or p.correct:
                     best = rows.find_top(z, None)  # without a bias z grows with x, and rounding ties none
                 if capped is not None:
                     elements.soft_cap(z, lo, slope, curve, p.temperature, p.softcap, bias)
                 elif affine is not None:
-                    elements.affine(z, lo, p.temperature, bias)
+                    elements.affine(z, lo, p.temperature, bias, bias_lo)
                 if bias.size and (p.argmax or p.correct):
                     best = rows.find_top(z, lo)
                 if soft is not None:
-                    gather(p.distribution, a, b, q)
+                    gather(p.distribution, a, b, np.int64(0), q)
                     rows.spread_mass(q, class_weight, p.label_smoothing)
                 st = rows.statistics(z, lo, q, y, bump, p.spare, entropy, buffer)
 
@@ -177,7 +150,7 @@ def work(
                     loss, z_loss = s * (st.core + of_z), s * of_z
                 log_prob = np.nan if p.labels and y < 0 else st.gap_y - st.log_total
                 if soft is not None and (p.log_prob or p.correct):
-                    gather(p.distribution, a, b, y_row)
+                    gather(p.distribution, a, b, np.int64(0), y_row)
                     log_prob = rows.soft_log_prob(z, lo, y_row, st)
                     truth = rows.find_top(y_row, None)
                 if p.lse:

@@ -17,25 +17,35 @@ import numpy as np
 from llvmlite import ir
 from numba import prange
 
+from . import columns, tiles
 from .cache import intrinsic, jit, native_function
-from .kernel import PARAMETERS, SLOTS, WIDE_SLOTS, work
-from .rows import BLOCK
+from .kernel import work
 from .vector_math import add, finish
-
-__all__ = ["BLOCK", "PARAMETERS", "SLOTS", "WIDE_SLOTS", "kernel", "launch", "launch_here", "sum_up"]
 
 
 @cache
-def kernel(dtype: str, switches: tuple[bool | None, ...]) -> Any:
+def kernel(dtype: str, switches: tuple[bool | None, ...], way: str) -> Any:
     """The C function `void (worker, first, last, parameters)` for a dtype and `work`'s switches.
 
     The object is kept, not its address alone: it owns the code.
     """
     one = np.dtype(dtype).type(1)
     smooth, affine, capped, soft, entropy, grad, hess, log_p = switches
+    if way == "columns":
 
-    def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-        work(worker, first, last, parameters, one, smooth, affine, capped, soft, entropy, grad, hess, log_p)
+        def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
+            columns.work(worker, first, last, parameters, one, smooth, affine, capped, grad)
+
+    elif way == "tiles":
+
+        def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
+            tiles.work(worker, first, last, parameters, one, smooth, affine, capped, grad)
+    else:
+
+        def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
+            work(
+                worker, first, last, parameters, one, smooth, affine, capped, soft, entropy, grad, hess, log_p
+            )
 
     return native_function(nb.void(nb.int64, nb.int64, nb.int64, nb.int64))(chunks)
 

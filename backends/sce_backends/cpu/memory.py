@@ -12,6 +12,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 from llvmlite import ir
+from numba.core import cgutils
 from numba.np.numpy_support import carray
 
 from .cache import inline, intrinsic, jit
@@ -23,7 +24,7 @@ MATRIX = np.dtype([(name, np.int64) for name in ("dtype", "address", "of_a", "of
 
 
 @intrinsic
-def _pointer(typingctx: Any, witness: Any, address: Any) -> Any:
+def pointer(typingctx: Any, witness: Any, address: Any) -> Any:
     """A typed pointer to an address."""
     pointer = nb.types.CPointer(witness)
 
@@ -42,7 +43,7 @@ def row_at(matrix: Any, a: Any, b: Any) -> Any:
 @inline()
 def view(witness: Any, address: Any, n: Any) -> Any:
     """n contiguous values at an address, as an array that owns nothing."""
-    return carray(_pointer(witness, address), n)
+    return carray(pointer(witness, address), n)
 
 
 @inline()
@@ -103,6 +104,63 @@ def narrow(typingctx: Any, x: Any, witness: Any) -> Any:
     return witness(x, witness), codegen
 
 
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, which need not be there."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [place], ir.FunctionType(ir.VoidType(), [place, number, number, number])
+        )
+        reads, into_l2, data = (ir.Constant(number, n) for n in (0, 2, 1))
+        builder.call(function, [builder.inttoptr(args[0], place), reads, into_l2, data])
+        return context.get_dummy_value()
+
+    return nb.void(nb.int64), codegen
+
+
+@intrinsic
+def _stream_lines(typingctx: Any, to: Any, of: Any, lines: Any) -> Any:
+    """Copy cache lines to an address that is a multiple of 64, past the caches."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        line = ir.VectorType(ir.IntType(64), 8)
+        target, source = (builder.inttoptr(a, line.as_pointer()) for a in args[:2])
+        past_caches = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        with cgutils.for_range(builder, args[2]) as loop:
+            value = builder.load(builder.gep(source, [loop.index]), align=1)
+            store = builder.store(value, builder.gep(target, [loop.index]), align=64)
+            store.set_metadata("nontemporal", past_caches)
+        return context.get_dummy_value()
+
+    return nb.void(nb.int64, nb.int64, nb.int64), codegen
+
+
+@intrinsic
+def fence(typingctx: Any) -> Any:
+    """What was streamed is visible to other threads from here on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return nb.void(), codegen
+
+
+@jit()
+def copy_bytes(to: Any, of: Any, size: Any, past_caches: Any) -> None:
+    """Plainly, or by streaming stores: they spare the read of each line before it is written."""
+    target, source = view(np.uint8(0), to, size), view(np.uint8(0), of, size)
+    head = min(-to % 64, size) if past_caches else size
+    for k in range(head):
+        target[k] = source[k]
+    lines = (size - head) // 64
+    _stream_lines(to + head, of + head, lines)
+    for k in range(head + 64 * lines, size):
+        target[k] = source[k]
+
+
 @jit()
 def _gather(witness: Any, address: Any, stride: Any, out: Any) -> None:
     source = view(witness, address, out.size)
@@ -111,13 +169,13 @@ def _gather(witness: Any, address: Any, stride: Any, out: Any) -> None:
             out[k] = widen(source[k])
     else:
         for k in range(out.size):
-            out[k] = widen(_pointer(witness, address + k * stride)[0])
+            out[k] = widen(pointer(witness, address + k * stride)[0])
 
 
 @jit()
-def gather(row: Any, a: Any, b: Any, out: Any) -> None:
-    """Row (a, b) of a matrix of any dtype and strides into a contiguous one of the compute dtype."""
-    address = row_at(row, a, b)
+def gather(row: Any, a: Any, b: Any, start: Any, out: Any) -> None:
+    """Row (a, b) of a matrix of any dtype and strides, from class `start` on, into a contiguous array."""
+    address = row_at(row, a, b) + start * row.of_c
     if row.dtype == FLOAT16:
         _gather(np.int16(0), address, row.of_c, out)
     elif row.dtype == BFLOAT16:
@@ -136,21 +194,33 @@ def _scatter(row: Any, witness: Any, address: Any, stride: Any) -> None:
             into[k] = narrow(row[k], witness)
     else:
         for k in range(row.size):
-            _pointer(witness, address + k * stride)[0] = narrow(row[k], witness)
+            pointer(witness, address + k * stride)[0] = narrow(row[k], witness)
 
 
 @jit()
-def scatter(row: Any, matrix: Any, a: Any, b: Any) -> None:
-    """The way back: a contiguous row of the compute dtype to row (a, b) of a matrix."""
-    address = row_at(matrix, a, b)
+def scatter(row: Any, matrix: Any, a: Any, b: Any, start: Any) -> None:
+    """The way back: a contiguous array of the compute dtype to row (a, b) of a matrix, from `start` on."""
+    store(row, matrix, row_at(matrix, a, b) + start * matrix.of_c, matrix.of_c)
+
+
+@jit()
+def scatter_flat(row: Any, matrix: Any, at: Any) -> None:
+    """The same to a matrix without gaps, from its element `at` on."""
+    size = 2 if matrix.dtype <= BFLOAT16 else 4 if matrix.dtype == FLOAT32 else 8
+    store(row, matrix, matrix.address + at * size, size)
+
+
+@jit()
+def store(row: Any, matrix: Any, address: Any, stride: Any) -> None:
+    """A contiguous array of the compute dtype to an address, in the matrix's dtype."""
     if matrix.dtype == FLOAT16:
-        _scatter(row, np.int16(0), address, matrix.of_c)
+        _scatter(row, np.int16(0), address, stride)
     elif matrix.dtype == BFLOAT16:
-        _scatter(row, np.uint16(0), address, matrix.of_c)
+        _scatter(row, np.uint16(0), address, stride)
     elif matrix.dtype == FLOAT32:
-        _scatter(row, np.float32(0), address, matrix.of_c)
+        _scatter(row, np.float32(0), address, stride)
     else:
-        _scatter(row, np.float64(0), address, matrix.of_c)
+        _scatter(row, np.float64(0), address, stride)
 
 
 @jit()
@@ -159,8 +229,8 @@ def clear(matrix: Any, a: Any, b: Any, n: Any) -> None:
     address = row_at(matrix, a, b)
     for k in range(n):
         if matrix.dtype <= BFLOAT16:
-            _pointer(np.uint16(0), address + k * matrix.of_c)[0] = np.uint16(0)
+            pointer(np.uint16(0), address + k * matrix.of_c)[0] = np.uint16(0)
         elif matrix.dtype == FLOAT32:
-            _pointer(np.float32(0), address + k * matrix.of_c)[0] = np.float32(0)
+            pointer(np.float32(0), address + k * matrix.of_c)[0] = np.float32(0)
         else:
-            _pointer(np.float64(0), address + k * matrix.of_c)[0] = 0.0
+            pointer(np.float64(0), address + k * matrix.of_c)[0] = 0.0

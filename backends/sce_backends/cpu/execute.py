@@ -1,0 +1,151 @@
+"""A problem's way through a kernel: parameters and scratch are made before the launch, so that one which
+cannot have its memory fails before anything is written.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from typing import Any
+
+import numba
+import numpy as np
+
+from sce.backend import DTYPES, Answer, Array, Problem
+
+from . import launch
+from .parameters import pack
+from .plan import addresses, plan, scratch_bytes
+
+_KEPT = 1 << 20  # bytes of scratch that a thread keeps for its next call
+_local = threading.local()
+_one_launch = threading.Lock()  # Numba's workqueue layer aborts the process when two threads launch at once
+_launched = _forked = False  # GNU OpenMP hangs or aborts a child forked after a launch
+
+
+def _after_fork() -> None:
+    """A child has no other threads, and perhaps a lock that one of them held."""
+    global _forked, _one_launch
+    _forked, _one_launch = _launched, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def execute(problem: Problem, answer: Answer) -> None:
+    global _launched
+    found = plan(problem, answer)
+    kernel = launch.kernel(found.dtype, found.switches, found.way)
+    workers = 1 if _forked else min(numba.get_num_threads(), found.chunks)
+    partial = np.empty((found.chunks, 2))
+    scratch = _scratch(scratch_bytes(found, workers))
+    vectors = _vectors(problem, answer, np.dtype(found.dtype))  # kept alive: the kernel sees addresses only
+    vectors["partial"] = partial
+    values = {
+        **found.facts,
+        **addresses(found, workers, _address(scratch)),
+        **{name: _address(x) for name, x in vectors.items() if x is not None},
+        "denominator": problem.denominator,
+        "unit": 1.0 / problem.denominator if problem.denominator else 0.0,
+        "grad_scale": problem.grad_scale,
+        "temperature": problem.temperature,
+        "softcap": problem.softcap or 0.0,
+        "z_loss": problem.z_loss,
+        "label_smoothing": problem.label_smoothing,
+        "spare": 1.0 if problem.target == "none" else 0.0,
+    }
+    matrices = {
+        "logits": problem.logits,
+        "distribution": problem.distribution,
+        "grad": answer.grad,
+        "hess_diag": answer.hess_diag,
+        "log_softmax": answer.log_softmax,
+    }
+    parameters = pack(values, {name: _matrix(x) for name, x in matrices.items() if x is not None})
+    if workers == 1:
+        launch.launch_here(kernel.address, _address(parameters), found.chunks)
+    else:
+        _launched = True
+        with _one_launch:
+            launch.launch(kernel.address, _address(parameters), found.chunks, workers)
+    if problem.reduce:
+        for into, value in zip((answer.loss, answer.z_loss), launch.sum_up(partial), strict=True):
+            if into is not None:
+                into[0] = value
+
+
+def _scratch(size: int) -> Array:
+    """Bytes that begin with a cache line. Small ones are kept: new memory costs more than a small problem."""
+    kept: Array | None = getattr(_local, "scratch", None)
+    if kept is not None and kept.size >= size:
+        return kept
+    memory = np.empty(size + 64, np.uint8)
+    memory = memory[-_address(memory) % 64 :]
+    if size <= _KEPT:
+        _local.scratch = memory
+    return memory
+
+
+def _vectors(problem: Problem, answer: Answer, of: np.dtype[Any]) -> dict[str, Array | None]:
+    """The contiguous arrays that parameters.py names, as they come with the problem."""
+    bias, bias_lo = _in_parts(problem.logit_bias, of)
+    mass, other_mass = _shared_mass(problem)
+    return {
+        "labels": problem.labels,
+        "class_weight": _contiguous(problem.class_weight),
+        "sample_weight": problem.sample_weight,
+        "bias": bias,
+        "bias_lo": bias_lo,
+        "shared_mass": mass,
+        "other_mass": other_mass,
+        "loss": None if problem.reduce else answer.loss,
+        "z_loss_rows": None if problem.reduce else answer.z_loss,
+        "lse": answer.lse,
+        "log_prob": answer.log_prob,
+        "entropy": answer.entropy,
+        "argmax": answer.argmax,
+        "correct": answer.correct,
+    }
+
+
+def _shared_mass(problem: Problem) -> tuple[Array | None, Array | None]:
+    """What label smoothing adds to every row's target, w_k * eps / C; and the sum of that over all others."""
+    if problem.target != "index" or not problem.label_smoothing:
+        return None, None
+    weight = np.ones(problem.classes) if problem.class_weight is None else problem.class_weight
+    mass = np.ascontiguousarray(weight * (problem.label_smoothing / problem.classes))
+    others = np.zeros(problem.classes)  # from both ends: a difference from the total would cancel
+    others[1:] = np.cumsum(mass[:-1])
+    others[:-1] += np.cumsum(mass[:0:-1])[::-1]
+    return mass, others
+
+
+def _in_parts(x: Array | None, of: np.dtype[Any]) -> tuple[Array | None, Array | None]:
+    """A float64 vector as the sum of two in the compute dtype."""
+    if x is None:
+        return None, None
+    high = np.ascontiguousarray(x, of)
+    low = (x - high).astype(of)
+    low[~np.isfinite(low)] = 0
+    return high, low
+
+
+def _matrix(x: Array) -> tuple[int, ...]:
+    """memory.MATRIX."""
+    return (_number(x.dtype), _address(x), *x.strides)
+
+
+@functools.cache
+def _number(dtype: np.dtype[Any]) -> int:
+    """memory.py's number of a dtype."""
+    return DTYPES.index(dtype.name)
+
+
+def _address(x: Array) -> int:
+    return int(x.__array_interface__["data"][0])
+
+
+def _contiguous(x: Array | None) -> Array | None:
+    return None if x is None else np.ascontiguousarray(x)

@@ -1,0 +1,58 @@
+"""What a kernel is told: one record of numbers and addresses, the same for every kernel."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .memory import MATRIX
+
+_INTEGERS = (
+    "rows", "inner", "classes",  # the shape: row i is [i // inner, i % inner]
+    "chunk",  # rows per chunk
+    "tile", "tile_bytes",  # rows of a tile; bytes of a worker's row of `exponentials` and of `lows`
+    "length",  # of a row of `scratch` and `wide`: at least the classes and rows.BLOCK
+    "plain",  # a row of logits can be read where it lies: the compute dtype, contiguous, no transformation
+    "direct",  # so it can, and a row of the gradient can be written where it goes
+    "dense", "grad_size",  # the gradient has no gaps; bytes of its elements
+    "past_caches",  # it is too large for them: stream it
+    "in_place",  # the gradient lies where the logits do
+    "run", "row_step", "grad_step",  # rows of which each is as far from the next, and how far, in bytes
+    "ignores", "ignored",  # is there an ignore_index, and which
+)  # fmt: skip
+_FLOATS = (
+    "denominator", "unit",  # and 1 / denominator
+    "grad_scale", "temperature", "softcap", "z_loss", "label_smoothing",
+    "spare",  # target mass at no class: 1 for softmax
+)  # fmt: skip
+_VECTORS = (  # addresses of contiguous arrays; 0 where there is none
+    "labels", "class_weight", "sample_weight",
+    "bias", "bias_lo",  # of the logits, (C,) each: high and low part in the compute dtype
+    "loss", "z_loss_rows", "lse", "log_prob", "entropy", "argmax", "correct",
+    "shared_mass", "other_mass",  # label smoothing's mass per class, and that of all other classes, float64
+    "partial",  # (chunks, 2): the sums of loss and of its z-loss part
+)  # fmt: skip
+SCRATCH = (  # the same of memory to work in: plan.py says how large each worker's part is
+    "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "tile_labels",
+)  # fmt: skip
+_MATRICES = ("logits", "distribution", "grad", "hess_diag", "log_softmax")
+
+PARAMETERS = np.dtype(
+    [(name, np.int64) for name in _INTEGERS]
+    + [(name, np.float64) for name in _FLOATS]
+    + [(name, np.int64) for name in _VECTORS + SCRATCH]
+    + [(name, MATRIX) for name in _MATRICES]
+)
+_PACKED = struct.Struct(f"={len(_INTEGERS)}q{len(_FLOATS)}d{len(_VECTORS + SCRATCH)}q{5 * len(_MATRICES)}q")
+_NONE = (0, 0, 0, 0, 0)
+
+
+def pack(values: Mapping[str, Any], matrices: Mapping[str, tuple[int, ...]]) -> np.ndarray[Any, Any]:
+    """The record's bytes; what is not named is 0. At once: field by field takes longer than a small problem."""
+    numbers = [values.get(name, 0) for name in _INTEGERS + _FLOATS + _VECTORS + SCRATCH]
+    for name in _MATRICES:
+        numbers += matrices.get(name, _NONE)
+    return np.frombuffer(_PACKED.pack(*numbers), np.uint8)

@@ -1,0 +1,148 @@
+"""What a problem takes: which of the kernels, in which pieces, with how much memory to work in.
+
+rows.py        everything: any target, any output
+tiles.py       loss and gradient of index targets, some rows at a time
+columns.py     the same, with vectors that run over the rows: few classes, or another class axis than the last
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from sce.backend import Answer, Array, Problem
+
+from . import columns, kernel, rows, tiles
+
+Way = Literal["rows", "tiles", "columns"]
+
+# A chunk of rows is what one thread takes at a time, and the least that is worth waking another for: a few
+# tenths of a millisecond, in elements. A row costs about as much as 64 more than it has.
+_CHUNK, _ROW = 1 << 18, 64
+_TILED = frozenset({"loss", "z_loss", "grad"})  # the outputs of tiles.py and columns.py
+_TILE_BYTES = 1 << 17  # of a tile's exponentials: they stay in a core's own cache
+_FEW = 64  # classes, up to which rows are turned into columns, and
+_MOST_COLUMNS = 2048  # where they lie that way anyway
+_PAST_CACHES = 1 << 24  # bytes of a gradient that the caches cannot hold
+
+
+class Plan(NamedTuple):
+    way: Way
+    dtype: str  # what is computed in
+    switches: tuple[bool | None, ...]  # of the kernel: True, or None for what is compiled away
+    chunks: int
+    scratch: dict[str, int]  # bytes of each worker's part of parameters.SCRATCH
+    facts: dict[str, int]  # integers of parameters.PARAMETERS
+
+
+def plan(problem: Problem, answer: Answer) -> Plan:
+    dtype = "float64" if problem.dtype == "float64" else "float32"
+    size, classes, grad = np.dtype(dtype).itemsize, problem.classes, answer.grad
+    transformed = problem.softcap is not None or problem.logit_bias is not None or problem.temperature != 1.0
+    smooth = problem.target == "index" and problem.label_smoothing != 0.0
+    run, row_step, grad_step = _steps(problem.logits, grad)
+    way = _way(problem, dtype, smooth, row_step == problem.logits.itemsize)
+    chunk = max(1, _CHUNK // (classes + _ROW))
+    tile = tiles.TILE
+    if way == "tiles":
+        tile = min(tile, max(1, _TILE_BYTES // (classes * size)))
+    contiguous = problem.logits.strides[2] == size
+    plain = not transformed and problem.logits.dtype == dtype and contiguous
+    in_place = grad is not None and _address(grad) == _address(problem.logits)
+    switches = (
+        smooth,
+        transformed,
+        problem.softcap is not None,
+        problem.distribution is not None,
+        answer.entropy is not None,
+        grad is not None,
+        answer.hess_diag is not None,
+        answer.log_softmax is not None,
+    )
+    facts = {
+        "rows": problem.rows,
+        "inner": problem.logits.shape[1],
+        "classes": classes,
+        "chunk": chunk,
+        "tile": tile,
+        "tile_bytes": _whole_lines(tile * classes * size),
+        "length": max(classes, rows.BLOCK),
+        "plain": plain,
+        "direct": plain and (grad is None or (grad.dtype == dtype and grad.strides[2] == size)),
+        "in_place": in_place,
+        "run": run,
+        "row_step": row_step,
+        "grad_step": grad_step,
+        "ignores": problem.ignore_index is not None,
+        "ignored": problem.ignore_index or 0,
+    }
+    if grad is not None:
+        facts |= {
+            "dense": grad.flags.c_contiguous,
+            "grad_size": grad.itemsize,
+            "past_caches": grad.nbytes >= _PAST_CACHES and not in_place,
+        }
+    scratch = _scratch(way, size, facts, transformed, problem.softcap is not None)
+    return Plan(way, dtype, tuple(on or None for on in switches), -(-problem.rows // chunk), scratch, facts)
+
+
+def _way(problem: Problem, dtype: str, smooth: bool, sideways: bool) -> Way:
+    if problem.distribution is not None or not problem.outputs <= _TILED:
+        return "rows"
+    if problem.target == "none" and "loss" in problem.outputs:
+        return "rows"  # the loss is lse itself, which may lie near 0
+    if smooth and (dtype == "float64" or problem.class_weight is not None):
+        return "rows"  # nearly all mass may be at the maximum: its term, too, has to stay apart
+    return "columns" if problem.classes <= (_MOST_COLUMNS if sideways else _FEW) else "tiles"
+
+
+def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capped: bool) -> dict[str, int]:
+    if way == "rows":
+        length = facts["length"]
+        return {"scratch": kernel.SLOTS * length * size, "wide": kernel.WIDE_SLOTS * length * 8}
+    found = {
+        "blocks": 3 * tiles.BLOCK * size,
+        "curves": tiles.BLOCK * 8,
+        "table": tiles.VALUES * tiles.TILE * 8,
+        "exponentials": facts["tile_bytes"],
+    }
+    if way == "columns":
+        found["tile_labels"] = columns.LANES * 4
+    if transformed and (way == "columns" or facts["classes"] <= tiles.BLOCK):
+        found["lows"] = facts["tile_bytes"]
+    if capped:
+        found["slopes"] = facts["tile"] * facts["classes"] * 8
+    return found
+
+
+def _steps(logits: Array, grad: Array | None) -> tuple[int, int, int]:
+    """(rows in a run, bytes between neighbours of a run in the logits, and in the gradient)."""
+    found = [m.strides for m in (logits, grad) if m is not None]
+    n, inner, _ = logits.shape
+    if inner == 1:
+        return n, found[0][0], found[-1][0]
+    whole = all(strides[0] == inner * strides[1] for strides in found)
+    return n * inner if whole else inner, found[0][1], found[-1][1]
+
+
+def _whole_lines(size: int) -> int:
+    """Rounded up to cache lines."""
+    return -(-size // 64) * 64
+
+
+def _address(x: Array) -> int:
+    return int(x.__array_interface__["data"][0])
+
+
+def addresses(plan: Plan, workers: int, base: int) -> dict[str, int]:
+    """Where each part of the scratch begins, for all workers one after the other."""
+    found = {}
+    for name, size in plan.scratch.items():
+        found[name] = base
+        base += _whole_lines(size * workers)
+    return found
+
+
+def scratch_bytes(plan: Plan, workers: int) -> int:
+    return sum(_whole_lines(size * workers) for size in plan.scratch.values())
