@@ -101,7 +101,11 @@ def column(x: Any, k: Any) -> Any:
 @jit()
 def targets(p: Any, i: Any, rows: Any, q: Any, s: Any) -> None:
     """What each row's target is. One that is left out holds zeros: nothing of it may matter, not even NaN."""
-    scales, mass_y, mass = s.table[SCALE * TILE : (SCALE + 1) * TILE], s.table[MASS_Y * TILE : (MASS_Y + 1) * TILE], s.table[MASS * TILE : (MASS + 1) * TILE]
+    scales, mass_y, mass = (
+        s.table[SCALE * TILE : (SCALE + 1) * TILE],
+        s.table[MASS_Y * TILE : (MASS_Y + 1) * TILE],
+        s.table[MASS * TILE : (MASS + 1) * TILE],
+    )
     for j in range(LANES):
         label, bump, scale = np.int64(-1), 0.0, 0.0
         if j < rows:
@@ -141,7 +145,11 @@ def transform(p: Any, affine: Any, capped: Any, s: Any) -> None:
 def statistics(p: Any, affine: Any, q: Any, s: Any) -> None:
     """The inputs of `settle`, and the exponentials over x."""
     n, of = p.classes, s.x.dtype.type
-    rest, lost, dot = s.table[REST * TILE : (REST + 1) * TILE], s.table[GAP_LO * TILE : (GAP_LO + 1) * TILE], s.table[DOT * TILE : (DOT + 1) * TILE]
+    rest, lost, dot = (
+        s.table[REST * TILE : (REST + 1) * TILE],
+        s.table[GAP_LO * TILE : (GAP_LO + 1) * TILE],
+        s.table[DOT * TILE : (DOT + 1) * TILE],
+    )
     for j in range(LANES):
         s.pivot[j] = s.x[j]
         s.at_y[j] = of(-np.inf)
@@ -158,7 +166,11 @@ def statistics(p: Any, affine: Any, q: Any, s: Any) -> None:
             column_dot(x, lo, s.pivot, s.y, k, q[k], dot)
         column_exp(x, lo, s.pivot, s.y, k, s.at_y)
         column_sum(x, s.y, k, rest, lost)
-    pivots, gap, gap_lo = s.table[PIVOT * TILE : (PIVOT + 1) * TILE], s.table[GAP * TILE : (GAP + 1) * TILE], s.table[GAP_LO * TILE : (GAP_LO + 1) * TILE]
+    pivots, gap, gap_lo = (
+        s.table[PIVOT * TILE : (PIVOT + 1) * TILE],
+        s.table[GAP * TILE : (GAP + 1) * TILE],
+        s.table[GAP_LO * TILE : (GAP_LO + 1) * TILE],
+    )
     for j in range(LANES):
         rest[j] += lost[j]
         top, target = np.float64(s.pivot[j]), np.float64(s.at_y[j])
@@ -178,7 +190,10 @@ def gradient(p: Any, q: Any, capped: Any, s: Any) -> None:
         c[j] = of(of_p[j])
         c_lo[j] = low_part(of_p[j], c[j])
         at_y[j] = of(at[j])
-    scale, by = s.table[SCALE * TILE : (SCALE + 1) * TILE], p.grad_scale / (1.0 if capped is not None else p.temperature)
+    scale, by = (
+        s.table[SCALE * TILE : (SCALE + 1) * TILE],
+        p.grad_scale / (1.0 if capped is not None else p.temperature),
+    )
     for k in range(p.classes):
         x = column(s.x, k)
         if q is not None:

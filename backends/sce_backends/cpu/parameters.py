@@ -51,7 +51,7 @@ _NONE = (0, 0, 0, 0, 0)
 
 
 def pack(values: Mapping[str, Any], matrices: Mapping[str, tuple[int, ...]]) -> np.ndarray[Any, Any]:
-    """The record's bytes; what is not named is 0. At once: field by field takes longer than a small problem."""
+    """The record's bytes; what is not named is 0. Field by field would take longer than a small problem."""
     numbers = [values.get(name, 0) for name in _INTEGERS + _FLOATS + _VECTORS + SCRATCH]
     for name in _MATRICES:
         numbers += matrices.get(name, _NONE)

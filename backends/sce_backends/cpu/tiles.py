@@ -95,7 +95,7 @@ def exponentials(
 ) -> Any:
     """out_k = exp(z_k - pivot), 0 at y. Returns (pivot, rest, dot, gap, gap_lo).
 
-    rest = sum_k out_k; dot = sum over k != y of q_k (pivot - z_k); gap + gap_lo = z_y - pivot, -inf without y.
+    rest = sum_k out_k; dot = sum over k != y of q_k (pivot - z_k); gap + gap_lo = z_y - pivot.
     The pivot is the maximum of the first block, and of the whole row if that is more than SLACK above it (or
     NaN, or infinite), or always in float64, where even the slack would cost accuracy.
     """
@@ -154,8 +154,8 @@ def settle(v: Any, rows: Any, p: Any, by_t: Any) -> None:
         loss   = s (mass_y log(1 + R / E) + M log S + dot + z_loss lse^2)
         of_p   = s (M + mass_y + 2 z_loss lse) / S              elsewhere the gradient is of_p e_k - s q_k
         at_y   = s ((M + 2 z_loss lse) E - mass_y R) / S
-    v is one array: of a dozen LLVM could not tell that they do not overlap. Whole vectors, whatever the number
-    of rows: a row's bits must not depend on its place.
+    v is one array: of a dozen LLVM could not tell that they do not overlap. Whole vectors, whatever the
+    number of rows: a row's bits must not depend on its place.
     """
     by, lam = p.grad_scale / by_t, p.z_loss
     for j in range(-(-rows // 16) * 16):
@@ -206,8 +206,16 @@ def statistics(p: Any, one: Any, i: Any, rows: Any, affine: Any, capped: Any, q:
 def short_rows(p: Any, one: Any, i: Any, rows: Any, affine: Any, capped: Any, q: Any, s: Any) -> None:
     """One thing for all rows after the other: what one row waits for is done long before it is asked for."""
     n, zero = p.classes, type(one)(0)
-    pivots, gaps, gaps_lo = s.table[PIVOT * TILE : (PIVOT + 1) * TILE], s.table[GAP * TILE : (GAP + 1) * TILE], s.table[GAP_LO * TILE : (GAP_LO + 1) * TILE]
-    rests, dots, targets = s.table[REST * TILE : (REST + 1) * TILE], s.table[DOT * TILE : (DOT + 1) * TILE], s.table[TARGET * TILE : (TARGET + 1) * TILE]
+    pivots, gaps, gaps_lo = (
+        s.table[PIVOT * TILE : (PIVOT + 1) * TILE],
+        s.table[GAP * TILE : (GAP + 1) * TILE],
+        s.table[GAP_LO * TILE : (GAP_LO + 1) * TILE],
+    )
+    rests, dots, targets = (
+        s.table[REST * TILE : (REST + 1) * TILE],
+        s.table[DOT * TILE : (DOT + 1) * TILE],
+        s.table[TARGET * TILE : (TARGET + 1) * TILE],
+    )
     for j in range(rows):
         if p.plain:
             address = row_at(p.logits, (i + j) // p.inner, (i + j) % p.inner) + AHEAD
@@ -364,7 +372,10 @@ def work(
             rows = min(most, stop - i)
             statistics(p, one, i, rows, affine, capped, q, s)
             settle(s.table, rows, p, 1.0 if capped is not None else p.temperature)
-            losses, z_losses = s.table[LOSS * TILE : (LOSS + 1) * TILE], s.table[Z_LOSS * TILE : (Z_LOSS + 1) * TILE]
+            losses, z_losses = (
+                s.table[LOSS * TILE : (LOSS + 1) * TILE],
+                s.table[Z_LOSS * TILE : (Z_LOSS + 1) * TILE],
+            )
             total, error = add(total, error, sum_up(losses, rows, s.z))
             if p.z_loss != 0.0:
                 z_total, z_error = add(z_total, z_error, sum_up(z_losses, rows, s.z))

@@ -1,0 +1,156 @@
+"""The three kernels of the Numba backend: who is called for what, and what each of them does by itself."""
+
+import mpmath
+import numpy as np
+import pytest
+
+import sce
+from sce.problem import prepare
+
+pytest.importorskip("numba", reason="the cpu backend needs numba: pip install 'sce[cpu]'")
+import numba
+
+from sce.backend import Answer
+from sce_backends.cpu import memory, plan, tiles, vector_math
+
+
+def some(n, c, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((n, c)) * 3).astype(dtype), rng.integers(0, c, n)
+
+
+def way(logits, target, outputs=("loss", "grad"), **options):
+    problem = prepare(logits, target, outputs=outputs, **options).problem
+    return plan.plan(problem, Answer(grad=np.empty(problem.logits.shape, logits.dtype))).way
+
+
+def agree(logits, target, roundings=8, **options):
+    got = sce.loss_and_grad(logits, target, backend="cpu", **options)
+    want = sce.loss_and_grad(logits, target, backend="reference", **options)
+    step = np.finfo(logits.dtype).eps
+    np.testing.assert_allclose(got[0], want[0], rtol=roundings * step)
+    np.testing.assert_allclose(got[1], want[1], rtol=roundings * step, atol=np.finfo(logits.dtype).tiny)
+
+
+@pytest.mark.parametrize(
+    ("c", "options", "expected"),
+    [
+        (10, {}, "columns"),
+        (64, {}, "columns"),
+        (65, {}, "tiles"),
+        (100_000, {}, "tiles"),
+        (10, {"temperature": 2.0, "softcap": 9.0, "z_loss": 0.1, "label_smoothing": 0.1}, "columns"),
+        (100, {"class_weight": np.ones(100)}, "tiles"),
+        (100, {"class_weight": np.ones(100), "label_smoothing": 0.1}, "rows"),
+        (10, {"outputs": ("loss", "argmax")}, "rows"),
+    ],
+)
+def test_which_kernel(c, options, expected):
+    assert way(*some(4, c), **options) == expected
+
+
+def test_which_kernel_for_other_inputs():
+    x, y = some(6, 100)
+    assert way(x, np.abs(x)) == "rows"  # a distribution
+    assert way(x.astype(np.float64), y) == "tiles"
+    assert way(x.astype(np.float64), y, label_smoothing=0.1) == "rows"
+    images = np.zeros((2, 500, 4, 4), np.float32)
+    assert way(images, np.zeros((2, 4, 4), int), axis=1) == "columns"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("place", [0, 511, 512, 1500, 2999])
+@pytest.mark.parametrize("height", [20.0, 40.0, 300.0, np.inf, np.nan, -np.inf])
+def test_a_row_that_rises_above_its_first_block(dtype, place, height):
+    """The pivot is the first block's maximum, until that is too low."""
+    x, y = some(3, 3000, dtype)
+    x[1, place] = height
+    agree(x, y)
+    agree(x, np.full(3, place))
+
+
+def test_rows_whose_first_blocks_are_masked():
+    x, y = some(4, 2000)
+    x[:, :1024] = -np.inf
+    x[2] = -np.inf
+    agree(x, y)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 13, 11), (3, 200, 8, 17), (1, 3, 1, 300), (130, 5, 2, 2)])
+def test_tiles_that_end_with_an_image(shape):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(shape).astype(np.float32)
+    y = rng.integers(0, shape[1], (shape[0], *shape[2:]))
+    agree(x, y, axis=1)
+    out = np.zeros(shape[1:] + shape[:1], np.float32).transpose(3, 0, 1, 2)
+    grad = sce.loss_and_grad(x, y, axis=1, out=out, backend="cpu")[1]
+    np.testing.assert_array_equal(grad, sce.loss_and_grad(x, y, axis=1, backend="cpu")[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("c", [3, 64, 65, 100, 511, 512, 513, 2047, 2048, 5001])
+def test_streaming_changes_no_bit(monkeypatch, dtype, c):
+    """Gradients past the caches are written by other instructions; small ones stand for them here."""
+    x, y = some(37, c, dtype)
+    plain = sce.loss_and_grad(x, y, backend="cpu")[1]
+    monkeypatch.setattr(plan, "_PAST_CACHES", 0)
+    memory_of = np.full(37 * c + 64, 7, dtype)
+    for offset in range(0, 32, 5):  # where the output lies against cache lines
+        out = memory_of[offset : offset + 37 * c].reshape(37, c)
+        sce.loss_and_grad(x, y, out=out, backend="cpu")
+        np.testing.assert_array_equal(out, plain)
+        assert (memory_of[offset + 37 * c :] == 7).all()
+        assert (memory_of[:offset] == 7).all()
+        memory_of[:] = 7
+
+
+@pytest.mark.parametrize("past_caches", [0, 1])
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 200, 1000])
+def test_copies_write_all_bytes_and_no_others(past_caches, size):
+    source = np.arange(1200, dtype=np.uint16).astype(np.uint8)
+    for to in (0, 1, 17, 63, 64):
+        for of in (0, 3, 64):
+            target = np.zeros(1200, np.uint8)
+            memory.copy_bytes(target.ctypes.data + to, source.ctypes.data + of, size, past_caches)
+            want = np.zeros(1200, np.uint8)
+            want[to : to + size] = source[of : of + size]
+            np.testing.assert_array_equal(target, want)
+
+
+@numba.njit
+def log1p_all(x, out):
+    for k in range(x.size):
+        out[k] = vector_math.log1p(x[k])
+
+
+def test_log1p_is_within_its_bound():
+    rng = np.random.default_rng(5)
+    x = np.concatenate([10.0 ** rng.uniform(-300, 299, 2000), rng.uniform(0, 4, 3000), [0.0, 1.0]])
+    got = np.empty_like(x)
+    log1p_all(x, got)
+    with mpmath.workdps(40):
+        off = [
+            abs(mpmath.mpf(g) - mpmath.log1p(mpmath.mpf(v))) / mpmath.mpf(np.spacing(g)) if v else abs(g)
+            for v, g in zip(x.tolist(), got.tolist(), strict=True)
+        ]
+    assert max(off) <= 1.5
+
+
+def test_a_row_does_not_depend_on_its_place_in_a_tile():
+    for c in (5, 100, 700):
+        x, y = some(tiles.TILE + 9, c)
+        whole = sce.loss_and_grad(x, y, reduction="none", backend="cpu")
+        for i in (0, 1, 15, 16, tiles.TILE - 1, tiles.TILE, tiles.TILE + 8):
+            alone = sce.loss_and_grad(x[i : i + 1], y[i : i + 1], reduction="none", backend="cpu")
+            assert alone[0][0].tobytes() == whole[0][i].tobytes()
+            assert alone[1][0].tobytes() == whole[1][i].tobytes()
+
+
+def test_ignored_rows_of_nan_stay_zero_in_a_tile():
+    for c in (5, 100, 3000):
+        x, y = some(20, c)
+        x[3:6] = np.nan
+        y[3:6] = -1
+        grad = sce.loss_and_grad(x, y, ignore_index=-1, backend="cpu")[1]
+        assert (grad[3:6] == 0).all()
+        assert np.isfinite(grad).all()
