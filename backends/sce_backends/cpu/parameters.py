@@ -17,6 +17,7 @@ _INTEGERS = (
     "length",  # of a row of `scratch` and `wide`: at least the classes and rows.BLOCK
     "plain",  # a row of logits can be read where it lies: the compute dtype, contiguous, no transformation
     "direct",  # so it can, and a row of the gradient can be written where it goes
+    "ahead",  # bytes of a logit over 2, where they are contiguous: what to fetch ahead of the work
     "dense", "grad_size",  # the gradient has no gaps; bytes of its elements
     "past_caches",  # it is too large for them: stream it
     "in_place",  # the gradient lies where the logits do

@@ -69,6 +69,7 @@ def plan(problem: Problem, answer: Answer) -> Plan:
         "tile_bytes": _whole_lines(tile * classes * size),
         "length": max(classes, rows.BLOCK),
         "plain": plain,
+        "ahead": problem.logits.itemsize // 2 if problem.logits.strides[2] == problem.logits.itemsize else 0,
         "direct": plain and (grad is None or (grad.dtype == dtype and grad.strides[2] == size)),
         "in_place": in_place,
         "run": run,

@@ -108,9 +108,9 @@ def exponentials(
     start = np.int64(0)
     while start < n:
         stop = min(start + BLOCK, n)
-        if p.plain:
-            for line in range(BLOCK * out.itemsize // 64):
-                prefetch(address + start * out.itemsize + AHEAD + 64 * line)
+        for part in range(p.ahead):  # a constant number of lines at a time: LLVM unrolls that
+            for line in range(BLOCK * 2 // 64):
+                prefetch(address + start * p.logits.of_c + AHEAD + BLOCK * 2 * part + 64 * line)
         z, lo = read(p, one, a, b, start, stop - start, j, affine, capped, s)
         if not known:
             m = elements.largest(z)
@@ -217,9 +217,9 @@ def short_rows(p: Any, one: Any, i: Any, rows: Any, affine: Any, capped: Any, q:
         s.table[TARGET * TILE : (TARGET + 1) * TILE],
     )
     for j in range(rows):
-        if p.plain:
+        if p.ahead:
             address = row_at(p.logits, (i + j) // p.inner, (i + j) % p.inner) + AHEAD
-            for at in range(address, address + n * s.z.itemsize, 64):
+            for at in range(address, address + n * p.logits.of_c, 64):
                 prefetch(at)
         z, _ = read(p, one, (i + j) // p.inner, (i + j) % p.inner, np.int64(0), n, j, affine, capped, s)
         pivots[j] = elements.largest(z)
