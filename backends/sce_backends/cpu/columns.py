@@ -1,4 +1,4 @@
-"""Few classes: a tile of rows as columns of LANES values, one a class, so that vectors run over the rows.
+"""Few classes: a tile of rows as columns, one a class, so that vectors run over the rows.
 
 The passes are those of tiles.py, and so is `settle`. Rows arrive as columns where the class axis is not the
 last one; others are transposed on their way into scratch and out of it.
@@ -10,27 +10,33 @@ from collections import namedtuple
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from . import elements
 from .cache import inline, jit
 from .kernel import target_of
-from .memory import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
-    narrow,
-    pointer,
-    row_at,
-    slot,
-    view,
-    view_of_records,
-    widen,
-)  # fmt: skip
+from .memory import copy_bytes, fence, get, narrow, put, row_at, size_of, view, view_of_records, widen
 from .parameters import PARAMETERS
-from .rows import low_part
+from .simd import (
+    F32,
+    LINE,
+    anywhere,
+    fused,
+    halves,
+    joined,
+    load,
+    load_first,
+    rounded,
+    select,
+    splat,
+    store,
+    store_first,
+    transpose,
+)
 from .tiles import (
     AT_Y,
-    BLOCK,
+    COLUMN,
     DOT,
     GAP,
     GAP_LO,
@@ -39,348 +45,323 @@ from .tiles import (
     MASS_Y,
     OF_P,
     PIVOT,
+    PIVOT_LO,
     REST,
     SCALE,
     TILE,
     VALUES,
     Z_LOSS,
+    address_in,
+    exponential_of,
+    low_of,
     settle,
+    sloped,
     sum_up,
-)  # fmt: skip
-from .vector_math import add, difference_error, exp, finish, fma, maximum
+)
+from .transforms import affine as affine_of
+from .transforms import reciprocal, soft_cap
+from .vector_math import FAR, LN2_HIGH, LN2_LOW, LOG2E, add, difference_error, finish, shifts_by
 
-LANES = TILE
-
-
-@jit()
-def _load(p: Any, witness: Any, address: Any, rows: Any, x: Any) -> None:
-    step, stride, size = p.row_step, p.logits.of_c, view(witness, address, 1).itemsize
-    if step == size:
-        for k in range(p.classes):
-            source = view(witness, address + k * stride, rows)
-            for j in range(rows):
-                x[k * LANES + j] = widen(source[j])
-    elif stride == size:
-        for j in range(rows):
-            source = view(witness, address + j * step, p.classes)
-            for k in range(p.classes):
-                x[k * LANES + j] = widen(source[k])
-    else:
-        for j in range(rows):
-            for k in range(p.classes):
-                x[k * LANES + j] = widen(pointer(witness, address + j * step + k * stride)[0])
+# Addresses. x, lo: columns of p.tile numbers of the compute dtype, one a class; slope: the same in float64; curve:
+# a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; lines: of the gradient's
+# rows on their way past the caches.
+Scratch = namedtuple("Scratch", "x lo slope curve table y lines")
 
 
 @jit()
-def load(p: Any, i: Any, rows: Any, x: Any) -> None:
-    """x[k, j] = class k of row i + j, widened; zeros after the last row and in rows that are left out."""
+def load_columns(p: Any, of: Any, one: Any, i: Any, rows: Any, s: Any) -> None:
+    """x[k, j] = class k of row i + j; zeros after the last row."""
     address = row_at(p.logits, i // p.inner, i % p.inner)
-    if p.logits.dtype == FLOAT16:
-        _load(p, np.int16(0), address, rows, x)
-    elif p.logits.dtype == BFLOAT16:
-        _load(p, np.uint16(0), address, rows, x)
-    elif p.logits.dtype == FLOAT32:
-        _load(p, np.float32(0), address, rows, x)
+    step, stride, n = p.row_step, p.logits.of_c, p.classes
+    lanes, size, column = LINE // size_of(one), size_of(one), p.tile * size_of(one)
+    if rows < p.tile:
+        for k in range(n):
+            for at in range(s.x + k * column, s.x + (k + 1) * column, LINE):
+                store(one, at, splat(type(one)(0)))
+    if step == size_of(of):
+        for k in range(n):
+            source, to = address + k * stride, s.x + k * column
+            for j in range(rows // lanes):
+                store(one, to + j * LINE, load(of, source + j * lanes * step, one))
+            if rows % lanes:
+                j = rows // lanes
+                x = load_first(of, source + j * lanes * step, one, rows % lanes, type(one)(0))
+                store(one, to + j * LINE, x)
+    elif stride == size_of(of) and rows >= lanes:
+        for first in range(0, rows, lanes):
+            j = min(first, rows - lanes)  # the last ones twice, rather than row by row
+            for k in range(0, n, lanes):
+                source, to = address + j * step + k * stride, s.x + k * column + j * size
+                transpose(of, one, one, source, step, n - k, to, column, lanes)
     else:
-        _load(p, np.float64(0), address, rows, x)
-
-
-Scratch = namedtuple("Scratch", "x lo slope curve y table pivot at_y at_y_lo bias bias_lo")
-Scratch.__doc__ = """A worker's memory: columns x and lo (n * LANES,) in the compute dtype, slope in float64.
-
-For the rows of a tile, (LANES,) each: y their classes, pivot, at_y and at_y_lo in the compute dtype, curve in
-float64. table: `settle`'s values. bias and bias_lo (n,), or empty.
-"""
-
-
-@inline()
-def column(x: Any, k: Any) -> Any:
-    return x[k * LANES : k * LANES + LANES]
+        for k in range(n):
+            for j in range(rows):
+                x = type(one)(widen(get(of, address + j * step + k * stride)))
+                put(one, s.x + k * column + j * size, x)
 
 
 @jit()
-def targets(p: Any, i: Any, rows: Any, q: Any, s: Any) -> None:
+def store_columns(p: Any, one: Any, into: Any, i: Any, rows: Any, s: Any) -> None:
+    """The way back, to rows i .. i + rows of the gradient."""
+    address = row_at(p.grad, i // p.inner, i % p.inner)
+    step, stride, n = p.grad_step, p.grad.of_c, p.classes
+    lanes, size, column = LINE // size_of(one), size_of(one), p.tile * size_of(one)
+    if step == size_of(into):
+        for k in range(n):
+            source, to = s.x + k * column, address + k * stride
+            for j in range(rows // lanes):
+                store(into, to + j * lanes * step, load(one, source + j * LINE, one))
+            if rows % lanes:
+                j = rows // lanes
+                store_first(into, to + j * lanes * step, load(one, source + j * LINE, one), rows % lanes)
+    elif stride == size_of(into) and rows >= lanes:
+        to = s.lines if p.past_caches else address
+        for first in range(0, rows, lanes):
+            j = min(first, rows - lanes)
+            for k in range(0, n, lanes):
+                source = s.x + k * column + j * size
+                transpose(one, one, into, source, column, lanes, to + j * step + k * stride, step, n - k)
+        if p.past_caches:
+            copy_bytes(address, s.lines, rows * step, True)
+    else:
+        for j in range(rows):
+            for k in range(n):
+                g = get(one, s.x + k * column + j * size)
+                put(into, address + j * step + k * stride, narrow(g, into))
+
+
+@jit()
+def targets(p: Any, one: Any, i: Any, rows: Any, smooth: Any, s: Any) -> None:
     """What each row's target is. One that is left out holds zeros: nothing of it may matter, not even NaN."""
-    scales, mass_y, mass = (
-        s.table[SCALE * TILE : (SCALE + 1) * TILE],
-        s.table[MASS_Y * TILE : (MASS_Y + 1) * TILE],
-        s.table[MASS * TILE : (MASS + 1) * TILE],
-    )
-    for j in range(LANES):
+    for j in range(p.tile):
         label, bump, scale = np.int64(-1), 0.0, 0.0
         if j < rows:
             label, bump, scale, _ = target_of(i + j, p)
-        others = p.spare
-        if q is not None and label >= 0:
-            bump += q[label]
-            others += view(1.0, p.other_mass, p.classes)[label]
-        scales[j], mass_y[j], mass[j], s.y[j] = scale, bump, others, label
-        if scale == 0.0:
+        mass = p.spare
+        if smooth is not None and label >= 0:
+            bump += get(1.0, p.shared_mass + label * 8)
+            mass += get(1.0, p.other_mass + label * 8)
+        cell = s.table + j * 8
+        put(1.0, cell + SCALE, scale)
+        put(1.0, cell + MASS_Y, bump)
+        put(1.0, cell + MASS, mass)
+        put(one, s.y + j * size_of(one), type(one)(label))
+        if scale == 0.0 and j < rows:
             for k in range(p.classes):
-                s.x[k * LANES + j] = s.x.dtype.type(0)
+                put(one, s.x + (k * p.tile + j) * size_of(one), type(one)(0))
 
 
 @jit()
-def transform(p: Any, affine: Any, capped: Any, s: Any) -> None:
+def transform(p: Any, one: Any, capped: Any, s: Any) -> None:
     """x and lo become z and the part of it that its dtype cannot hold."""
-    of = s.x.dtype.type
-    by = 1.0 / p.temperature if capped is None else 1.0  # the soft cap has it
-    by_lo = fma(-by, p.temperature, 1.0) / p.temperature if capped is None else 0.0
-    if s.x.itemsize == 4:
-        by_lo = by - np.float64(of(by))
+    by, by_lo = reciprocal(p.temperature, one)
+    column = p.tile * size_of(one)
     for k in range(p.classes):
-        x, lo = column(s.x, k), column(s.lo, k)
-        if capped is not None:
-            elements.soft_cap(x, lo, column(s.slope, k), s.curve, p.temperature, p.softcap, s.slope[:0])
-            if s.bias.size:
-                column_bias(x, lo, s.bias[k], s.bias_lo[k])
+        bias, bias_lo = get(one, p.bias + k * size_of(one)), get(one, p.bias_lo + k * size_of(one))
+        if capped is None:
+            for at in range(k * column, (k + 1) * column, LINE):
+                z, lo = affine_of(load(one, s.x + at, one), splat(by), splat(by_lo), splat(bias), splat(bias_lo))
+                store(one, s.x + at, z)
+                store(one, s.lo + at, lo)
         else:
-            high, low = of(0), of(0)
-            if s.bias.size:
-                high, low = s.bias[k], s.bias_lo[k]
-            column_affine(x, lo, of(by), of(by_lo), high, low)
+            cap_column(p, one, k, bias, bias_lo, s)
+
+
+def cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> None:
+    """The same of class k under a soft cap."""
+
+
+@overload(cap_column, jit_options={"error_model": "numpy"})
+def _cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> Any:
+    def column32(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> None:
+        for j in range(k * p.tile, (k + 1) * p.tile, 16):
+            x = load(one, s.x + j * 4, one)
+            z, lo = soft_cap(x, p, splat(bias), s.slope + j * 8)
+            store(one, s.x + j * 4, z)
+            store(one, s.lo + j * 4, lo)
+
+    def column64(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> None:
+        at = k * p.tile * 8
+        x, lo = view(one, s.x + at, p.tile), view(one, s.lo + at, p.tile)
+        slope, curve = view(one, s.slope + at, p.tile), view(one, s.curve, p.tile)
+        elements.soft_cap(x, lo, slope, curve, p.temperature, p.softcap, view(one, 0, 0))
+        for j in range(p.tile):
+            x[j], lo[j] = elements.plus(x[j], lo[j], bias)
+
+    return column32 if one == types.float32 else column64
 
 
 @jit()
-def statistics(p: Any, affine: Any, q: Any, s: Any) -> None:
-    """The inputs of `settle`, and the exponentials over x."""
-    n, of = p.classes, s.x.dtype.type
-    rest, lost, dot = (
-        s.table[REST * TILE : (REST + 1) * TILE],
-        s.table[GAP_LO * TILE : (GAP_LO + 1) * TILE],
-        s.table[DOT * TILE : (DOT + 1) * TILE],
-    )
-    for j in range(LANES):
-        s.pivot[j] = s.x[j]
-        s.at_y[j] = of(-np.inf)
-        s.at_y_lo[j] = of(0)
-        rest[j], lost[j], dot[j] = 0.0, 0.0, 0.0
-    for k in range(1, n):
-        column_max(column(s.x, k), s.pivot)
-    for k in range(n):
-        x, lo = column(s.x, k), None
-        if affine is not None:
-            lo = column(s.lo, k)
-            column_pick(lo, s.y, k, s.at_y_lo)
-        if q is not None:
-            column_dot(x, lo, s.pivot, s.y, k, q[k], dot)
-        column_exp(x, lo, s.pivot, s.y, k, s.at_y)
-        column_sum(x, s.y, k, rest, lost)
-    pivots, gap, gap_lo = (
-        s.table[PIVOT * TILE : (PIVOT + 1) * TILE],
-        s.table[GAP * TILE : (GAP + 1) * TILE],
-        s.table[GAP_LO * TILE : (GAP_LO + 1) * TILE],
-    )
-    for j in range(LANES):
-        rest[j] += lost[j]
-        top, target = np.float64(s.pivot[j]), np.float64(s.at_y[j])
-        pivots[j] = top
-        gap[j] = target - top
-        err = difference_error(target, top, gap[j]) + np.float64(s.at_y_lo[j])
-        gap_lo[j] = err if abs(gap[j]) < np.inf else 0.0
+def statistics(p: Any, one: Any, smooth: Any, affine: Any, s: Any) -> None:
+    """The inputs of `settle`, and the exponentials over x, with 0 at each row's class."""
+    column, size, zero = p.tile * size_of(one), size_of(one), splat(type(one)(0))
+    lo = address_in(s.lo, np.int64(0), affine)
+    for j in range(0, p.tile, LINE // size):
+        x, cell = s.x + j * size, s.table + j * 8
+        y, top = load(one, s.y + j * size, one), load(one, x, one)
+        for k in range(1, p.classes):
+            z = load(one, x + k * column, one)
+            top = select(z > top, z, top)
+        # As in tiles.py, a pivot is k ln 2, and where that is not exact, the maximum itself. Each lane has its
+        # own: a row's bits must not depend on its neighbours.
+        near = select(top * top < FAR * FAR, top, zero)
+        base, by = select(near == top, zero, top), rounded(near * type(one)(LOG2E))
+        if anywhere(base != zero):
+            put_exp(p, one, x, y, base, by, smooth, address_in(lo, j * size, lo), cell)
+        else:
+            put_exp(p, one, x, y, None, by, smooth, address_in(lo, j * size, lo), cell)
+        put_wide(cell + PIVOT, by)
+        put_wide(cell + AT_Y, base)
+        for part in range(0, LINE // size, LINE // 8):
+            total = splat(0.0)
+            for k in range(p.classes):
+                total = total + load(one, x + k * column + part * size, 0.0)
+            store(1.0, cell + part * 8 + REST, total)
+    counted = p.classes - 1 if p.labels else p.classes
+    for at in range(s.table, s.table + p.tile * 8, LINE):
+        by, base, z_y = load(1.0, at + PIVOT, 1.0), load(1.0, at + AT_Y, 1.0), load(1.0, at + GAP, 1.0)
+        high, low = base + by * LN2_HIGH, by * LN2_LOW
+        gap = z_y - high
+        err = difference_error(z_y, high, gap) + (load(1.0, at + GAP_LO, 1.0) - low)
+        store(1.0, at + PIVOT, high)
+        store(1.0, at + PIVOT_LO, low)
+        store(1.0, at + GAP, gap)
+        store(1.0, at + GAP_LO, select(gap - gap == 0.0, err, splat(0.0)))
+        if smooth is not None:
+            others = (high + low) * np.float64(counted) - load(1.0, at + DOT, 1.0)
+            store(1.0, at + DOT, others * get(1.0, p.shared_mass))
+        else:
+            store(1.0, at + DOT, splat(0.0))
 
 
 @jit()
-def gradient(p: Any, q: Any, capped: Any, s: Any) -> None:
-    """The gradient over the exponentials."""
-    of = s.x.dtype.type
-    of_p, at = s.table[OF_P * TILE : (OF_P + 1) * TILE], s.table[AT_Y * TILE : (AT_Y + 1) * TILE]
-    c, c_lo, at_y = s.pivot, s.at_y_lo, s.at_y
-    for j in range(LANES):
-        c[j] = of(of_p[j])
-        c_lo[j] = low_part(of_p[j], c[j])
-        at_y[j] = of(at[j])
-    scale, by = (
-        s.table[SCALE * TILE : (SCALE + 1) * TILE],
-        p.grad_scale / (1.0 if capped is not None else p.temperature),
-    )
+def put_exp(
+    p: Any, one: Any, x: Any, y: Any, base: Any, by: Any, smooth: Any, lo: Any, cell: Any
+) -> None:
+    """2^-by exp(z - base) over z for a vector of rows; its logit at y to GAP, and the sum of others to DOT."""
+    column, zero = p.tile * size_of(one), splat(type(one)(0))
+    shift, floor = shifts_by(by)
+    at_y, at_y_lo = splat(type(one)(-np.inf)), zero
     for k in range(p.classes):
-        x = column(s.x, k)
-        if q is not None:
-            column_minus(x, c, c_lo, scale, by * q[k])
-            column_put(x, s.y, k, at_y)
-        else:
-            column_weigh(x, c, c_lo, s.y, k, at_y)
-        if capped is not None:
-            column_slope(x, column(s.slope, k))
-
-
-# The loops over the rows of a tile. Each has one job: LLVM makes vectors of what is plain.
-
-
-@jit()
-def column_max(x: Any, m: Any) -> None:
-    for j in range(LANES):
-        m[j] = maximum(m[j], x[j])
-
-
-@jit(fastmath={"contract"})
-def column_affine(x: Any, lo: Any, by: Any, by_lo: Any, bias: Any, bias_lo: Any) -> None:
-    """x + lo = by * x + bias."""
-    for j in range(LANES):
-        x[j], lo[j] = elements.affine_at(x[j], by, by_lo, bias, bias_lo)
-
-
-@jit(fastmath={"contract"})
-def column_bias(x: Any, lo: Any, bias: Any, bias_lo: Any) -> None:
-    """x + lo += bias."""
-    for j in range(LANES):
-        z = x[j] + bias
-        err = difference_error(x[j], -bias, z) + (lo[j] + bias_lo)
-        lo[j] = err if abs(z) < np.inf else type(z)(0)
-        x[j] = z
-
-
-@jit(fastmath={"contract"})
-def column_exp(x: Any, lo: Any, pivot: Any, y: Any, k: Any, at_y: Any) -> None:
-    """x = exp(x + lo - pivot); what was there goes to at_y in the rows of class k."""
-    for j in range(LANES):
-        z = x[j]
-        at_y[j] = z if y[j] == k else at_y[j]
-        d = z - pivot[j]
-        err = difference_error(z, pivot[j], d)
+        z, low = load(one, x + k * column, one), low_of(one, lo, k * column)
+        here = y == type(one)(k)
+        at_y = select(here, z, at_y)
         if lo is not None:
-            err += lo[j]
-        x[j] = exp(d, err)
+            at_y_lo = select(here, load(one, lo + k * column, one), at_y_lo)
+        e = exponential_of(z, low, base, shift, floor)
+        if smooth is not None:
+            add_wide(cell + DOT, select(here, zero, z), k)
+        store(one, x + k * column, select(here, zero, e))
+    put_wide(cell + GAP, at_y)
+    put_wide(cell + GAP_LO, at_y_lo)
+
+
+def put_wide(at: Any, x: Any) -> None:
+    """A vector to an address, as float64."""
+
+
+@overload(put_wide, jit_options={"forceinline": True})
+def _put_wide(at: Any, x: Any) -> Any:
+    def put32(at: Any, x: Any) -> None:
+        a, b = halves(x)
+        store(1.0, at, a)
+        store(1.0, at + LINE, b)
+
+    def put64(at: Any, x: Any) -> None:
+        store(1.0, at, x)
+
+    return put32 if x.of == F32 else put64
+
+
+@inline()
+def add_wide(at: Any, x: Any, k: Any) -> None:
+    """Add 16 float32 to the float64 at an address; k = 0 begins the sum."""
+    a, b = halves(x)
+    if k > 0:
+        a, b = a + load(1.0, at, 1.0), b + load(1.0, at + LINE, 1.0)
+    store(1.0, at, a)
+    store(1.0, at + LINE, b)
+
+
+def in_parts(one: Any, at: Any) -> Any:
+    """(high, low): the float64 at an address, a vector of `one`'s type, and what that rounding lost."""
+
+
+@overload(in_parts, jit_options={"forceinline": True})
+def _in_parts(one: Any, at: Any) -> Any:
+    def parts32(one: Any, at: Any) -> Any:
+        a, b = load(1.0, at, 1.0), load(1.0, at + LINE, 1.0)
+        high = joined(a, b)
+        c, d = halves(high)
+        low = joined(a - c, b - d)
+        return high, select(low - low == 0.0, low, splat(one - one))  # nothing is lost of an infinity
+
+    def parts64(one: Any, at: Any) -> Any:
+        return load(1.0, at, 1.0), splat(0.0)
+
+    return parts32 if one == types.float32 else parts64
 
 
 @jit()
-def column_pick(x: Any, y: Any, k: Any, at_y: Any) -> None:
-    """at_y = x in the rows of class k."""
-    for j in range(LANES):
-        at_y[j] = x[j] if y[j] == k else at_y[j]
-
-
-@jit()
-def column_put(x: Any, y: Any, k: Any, at_y: Any) -> None:
-    """x = at_y there."""
-    for j in range(LANES):
-        x[j] = at_y[j] if y[j] == k else x[j]
-
-
-@jit()
-def column_sum(e: Any, y: Any, k: Any, rest: Any, lost: Any) -> None:
-    """rest + lost += e, but in the rows of class k: Knuth's two-sum, which needs no comparison."""
-    for j in range(LANES):
-        value = 0.0 if y[j] == k else np.float64(e[j])
-        total = rest[j] + value
-        back = total - rest[j]
-        lost[j] += (rest[j] - (total - back)) + (value - back)
-        rest[j] = total
-
-
-@jit()
-def column_dot(x: Any, lo: Any, pivot: Any, y: Any, k: Any, mass: Any, dot: Any) -> None:
-    """dot += mass * (pivot - x), but in the rows of class k; 0 * inf = 0."""
-    if mass != 0.0:
-        for j in range(LANES):
-            gap = np.float64(pivot[j]) - np.float64(x[j])
-            if lo is not None:
-                gap -= np.float64(lo[j])
-            dot[j] += 0.0 if y[j] == k else mass * gap
-
-
-@jit(fastmath={"contract"})
-def column_weigh(e: Any, c: Any, c_lo: Any, y: Any, k: Any, at_y: Any) -> None:
-    """e = c e, and at_y in the rows of class k."""
-    for j in range(LANES):
-        e[j] = at_y[j] if y[j] == k else fma(e[j], c[j], e[j] * c_lo[j])
-
-
-@jit(fastmath={"contract"})
-def column_minus(e: Any, c: Any, c_lo: Any, scale: Any, mass: Any) -> None:
-    """e = c e - scale * mass."""
-    for j in range(LANES):
-        e[j] = np.float64(fma(e[j], c[j], e[j] * c_lo[j])) - scale[j] * mass
-
-
-@jit()
-def column_slope(e: Any, slope: Any) -> None:
-    for j in range(LANES):
-        e[j] = np.float64(e[j]) * slope[j]
-
-
-@jit()
-def _store(p: Any, witness: Any, address: Any, rows: Any, x: Any) -> None:
-    step, stride, size = p.grad_step, p.grad.of_c, view(witness, address, 1).itemsize
-    if step == size:
+def gradient(p: Any, one: Any, smooth: Any, capped: Any, s: Any) -> None:
+    """The gradient over the exponentials."""
+    column, size = p.tile * size_of(one), size_of(one)
+    for j in range(0, p.tile, LINE // size):
+        x, cell = s.x + j * size, s.table + j * 8
+        y, c_and_lo, at_y = load(one, s.y + j * size, one), in_parts(one, cell + OF_P), in_parts(one, cell + AT_Y)
+        c, c_lo = c_and_lo
+        minus = splat(type(one)(0))
+        if smooth is not None:
+            minus = in_parts(one, cell + SCALE)[0] * type(one)(p.of_q * get(1.0, p.shared_mass))
         for k in range(p.classes):
-            target = view(witness, address + k * stride, rows)
-            for j in range(rows):
-                target[j] = narrow(x[k * LANES + j], witness)
-    elif stride == size:
-        for j in range(rows):
-            target = view(witness, address + j * step, p.classes)
-            for k in range(p.classes):
-                target[k] = narrow(x[k * LANES + j], witness)
-    else:
-        for j in range(rows):
-            for k in range(p.classes):
-                pointer(witness, address + j * step + k * stride)[0] = narrow(x[k * LANES + j], witness)
-
-
-@jit()
-def store(p: Any, i: Any, rows: Any, x: Any) -> None:
-    """The way back, to rows i .. i + rows of the gradient."""
-    address = row_at(p.grad, i // p.inner, i % p.inner)
-    if p.grad.dtype == FLOAT16:
-        _store(p, np.int16(0), address, rows, x)
-    elif p.grad.dtype == BFLOAT16:
-        _store(p, np.uint16(0), address, rows, x)
-    elif p.grad.dtype == FLOAT32:
-        _store(p, np.float32(0), address, rows, x)
-    else:
-        _store(p, np.float64(0), address, rows, x)
+            e = load(one, x + k * column, one)
+            g = select(y == type(one)(k), at_y[0], fused(e, c, e * c_lo - minus))
+            slope = address_in(s.slope, (k * p.tile + j) * 8, capped)
+            store(one, x + k * column, sloped(g, slope, 0))
 
 
 @jit()
 def work(
-    worker: Any, first: Any, last: Any, parameters: Any, one: Any, smooth: Any, affine: Any, capped: Any,
-    grad: Any,
+    worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, smooth: Any, affine: Any,
+    capped: Any, grad: Any,
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
-    partial = view(1.0, p.partial, 2 * last)
-    n = p.classes
+    wide, size, table = size_of(one) == 8, TILE * size_of(one), VALUES * COLUMN + LINE
     s = Scratch(
-        view(one, p.exponentials + worker * p.tile_bytes, n * LANES),
-        view(one, p.lows + worker * p.tile_bytes if p.lows else 0, n * LANES if p.lows else 0),
-        view(1.0, p.slopes + worker * n * LANES * 8, n * LANES if p.slopes else 0),
-        slot(1.0, p.curves, worker, BLOCK, LANES),
-        view(np.int32(0), p.tile_labels + worker * LANES * 4, LANES),
-        slot(1.0, p.table, worker, VALUES * LANES, VALUES * LANES),
-        slot(one, p.blocks, 3 * worker, BLOCK, LANES),
-        slot(one, p.blocks, 3 * worker + 1, BLOCK, LANES),
-        slot(one, p.blocks, 3 * worker + 2, BLOCK, LANES),
-        view(one, p.bias, n if p.bias else 0),
-        view(one, p.bias_lo, n if p.bias else 0),
+        p.exponentials + worker * p.tile_bytes,
+        p.lows + worker * p.tile_bytes,
+        p.slopes + worker * p.tile * p.width * 8,
+        p.curves + worker * TILE * 8,
+        p.table + worker * table,
+        p.blocks + worker * size,
+        p.lines + worker * p.tile * p.classes * size_of(into),
     )
-    q = None
-    if smooth is not None:
-        q = view(1.0, p.shared_mass, n)
-    losses, z_losses = s.table[LOSS * TILE : (LOSS + 1) * TILE], s.table[Z_LOSS * TILE : (Z_LOSS + 1) * TILE]
+    losses, z_losses = s.table + LOSS, s.table + Z_LOSS
     for chunk in range(first, last):
         total, error, z_total, z_error = 0.0, 0.0, 0.0, 0.0
         i, stop = chunk * p.chunk, min(p.rows, (chunk + 1) * p.chunk)
         while i < stop:
-            rows = min(LANES, stop - i, p.run - i % p.run)
-            load(p, i, rows, s.x)
-            targets(p, i, rows, q, s)
+            rows = min(p.tile, stop - i, p.run - i % p.run)
+            load_columns(p, of, one, i, rows, s)
+            targets(p, one, i, rows, smooth, s)
             if affine is not None:
-                transform(p, affine, capped, s)
-            statistics(p, affine, q, s)
-            settle(s.table, rows, p, 1.0 if capped is not None else p.temperature)
-            total, error = add(total, error, sum_up(losses, rows, s.x))
+                transform(p, one, capped, s)
+            statistics(p, one, smooth, affine, s)
+            settle(s.table, rows, p)
+            total, error = add(total, error, sum_up(losses, rows, wide))
             if p.z_loss != 0.0:
-                z_total, z_error = add(z_total, z_error, sum_up(z_losses, rows, s.x))
+                z_total, z_error = add(z_total, z_error, sum_up(z_losses, rows, wide))
             for j in range(rows):
                 if p.loss:
-                    view(one, p.loss, p.rows)[i + j] = losses[j]
+                    put(one, p.loss + (i + j) * size_of(one), get(1.0, losses + j * 8))
                 if p.z_loss_rows:
-                    view(one, p.z_loss_rows, p.rows)[i + j] = z_losses[j]
+                    put(one, p.z_loss_rows + (i + j) * size_of(one), get(1.0, z_losses + j * 8))
             if grad is not None:
-                gradient(p, q, capped, s)
-                store(p, i, rows, s.x)
+                gradient(p, one, smooth, capped, s)
+                store_columns(p, one, into, i, rows, s)
             i += rows
-        partial[2 * chunk] = finish(total, error)
-        partial[2 * chunk + 1] = finish(z_total, z_error)
+        put(1.0, p.partial + chunk * 16, finish(total, error))
+        put(1.0, p.partial + chunk * 16 + 8, finish(z_total, z_error))
+    if p.past_caches:
+        fence()

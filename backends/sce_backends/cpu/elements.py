@@ -252,3 +252,10 @@ def weigh(e: Any, q: Any, slope: Any, weights: Any) -> None:
             e[k] = np.float64(g) * slope[k]
         else:
             e[k] = g
+
+
+@inline()
+def plus(x: Any, lo: Any, bias: Any) -> Any:
+    """(z, low) with z + low = x + lo + bias."""
+    z = x + bias
+    return z, difference_error(x, -bias, z) + lo

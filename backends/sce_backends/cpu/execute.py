@@ -16,7 +16,7 @@ from sce.backend import DTYPES, Answer, Array, Problem
 
 from . import launch
 from .parameters import pack
-from .plan import addresses, plan, scratch_bytes
+from .plan import Plan, addresses, plan, scratch_bytes
 
 _KEPT = 1 << 20  # bytes of scratch that a thread keeps for its next call
 _local = threading.local()
@@ -37,11 +37,11 @@ if hasattr(os, "register_at_fork"):
 def execute(problem: Problem, answer: Answer) -> None:
     global _launched
     found = plan(problem, answer)
-    kernel = launch.kernel(found.dtype, found.switches, found.way)
+    kernel = launch.kernel(found.way, found.dtype, found.memory, found.switches)
     workers = 1 if _forked else min(numba.get_num_threads(), found.chunks)
     partial = np.empty((found.chunks, 2))
     scratch = _scratch(scratch_bytes(found, workers))
-    vectors = _vectors(problem, answer, np.dtype(found.dtype))  # kept alive: the kernel sees addresses only
+    vectors = _vectors(problem, answer, found)  # kept alive: the kernel sees addresses only
     vectors["partial"] = partial
     values = {
         **found.facts,
@@ -50,6 +50,7 @@ def execute(problem: Problem, answer: Answer) -> None:
         "denominator": problem.denominator,
         "unit": 1.0 / problem.denominator if problem.denominator else 0.0,
         "grad_scale": problem.grad_scale,
+        "of_q": problem.grad_scale / (problem.temperature if problem.softcap is None else 1.0),
         "temperature": problem.temperature,
         "softcap": problem.softcap or 0.0,
         "z_loss": problem.z_loss,
@@ -88,9 +89,13 @@ def _scratch(size: int) -> Array:
     return memory
 
 
-def _vectors(problem: Problem, answer: Answer, of: np.dtype[Any]) -> dict[str, Array | None]:
+def _vectors(problem: Problem, answer: Answer, found: Plan) -> dict[str, Array | None]:
     """The contiguous arrays that parameters.py names, as they come with the problem."""
+    of = np.dtype(found.dtype)
     bias, bias_lo = _in_parts(problem.logit_bias, of)
+    if found.way != "rows" and found.switches[1]:  # kernels that take whole vectors, and a bias for granted
+        zeros = np.zeros(found.facts["width"], of)
+        bias, bias_lo = (_padded(x, zeros) for x in (bias, bias_lo))
     mass, other_mass = _shared_mass(problem)
     return {
         "labels": problem.labels,
@@ -130,6 +135,15 @@ def _in_parts(x: Array | None, of: np.dtype[Any]) -> tuple[Array | None, Array |
     low = (x - high).astype(of)
     low[~np.isfinite(low)] = 0
     return high, low
+
+
+def _padded(x: Array | None, zeros: Array) -> Array:
+    """x, followed by zeros."""
+    if x is None:
+        return zeros
+    padded = zeros.copy()
+    padded[: x.size] = x
+    return padded
 
 
 def _matrix(x: Array) -> tuple[int, ...]:

@@ -20,26 +20,32 @@ from numba import prange
 from . import columns, tiles
 from .cache import intrinsic, jit, native_function
 from .kernel import work
+from .memory import WITNESSES
 from .vector_math import add, finish
 
 
 @cache
-def kernel(dtype: str, switches: tuple[bool | None, ...], way: str) -> Any:
-    """The C function `void (worker, first, last, parameters)` for a dtype and `work`'s switches.
+def kernel(way: str, dtype: str, memory: tuple[str, str], switches: tuple[bool | None, ...]) -> Any:
+    """The C function `void (worker, first, last, parameters)` of a plan.
 
     The object is kept, not its address alone: it owns the code.
     """
     one = np.dtype(dtype).type(1)
-    smooth, affine, capped, soft, entropy, grad, hess, log_p = switches
+    of, into = (WITNESSES[name] for name in memory)
+    smooth, affine, capped, soft, entropy, grad, hess, log_p, plain = switches
     if way == "columns":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-            columns.work(worker, first, last, parameters, one, smooth, affine, capped, grad)
+            columns.work(
+                worker, first, last, parameters, of, one, into, smooth, affine, capped, grad
+            )
 
     elif way == "tiles":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-            tiles.work(worker, first, last, parameters, one, smooth, affine, capped, grad)
+            tiles.work(
+                worker, first, last, parameters, of, one, into, plain, smooth, affine, capped, grad
+            )
     else:
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]

@@ -13,11 +13,16 @@ import numba as nb
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
+from numba.extending import overload
 from numba.np.numpy_support import carray
 
 from .cache import inline, intrinsic, jit
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = range(4)
+WITNESSES = {
+    "float16": np.int16(1), "bfloat16": np.uint16(1), "float32": np.float32(1), "float64": np.float64(1)
+}  # fmt: skip
+"""A number that stands for each type in memory."""
 
 MATRIX = np.dtype([(name, np.int64) for name in ("dtype", "address", "of_a", "of_b", "of_c")])
 """A matrix of rows: one of the four numbers above, its address, and its strides in bytes. Address 0: none."""
@@ -32,6 +37,46 @@ def pointer(typingctx: Any, witness: Any, address: Any) -> Any:
         return builder.inttoptr(args[1], context.get_value_type(pointer))
 
     return pointer(witness, address), codegen
+
+
+@intrinsic
+def get(typingctx: Any, witness: Any, address: Any) -> Any:
+    """The value at an address, of the witness's type."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[1], context.get_value_type(witness).as_pointer())
+        return builder.load(place, align=witness.bitwidth // 8)
+
+    return witness(witness, nb.int64), codegen
+
+
+@intrinsic
+def put(typingctx: Any, witness: Any, address: Any, value: Any) -> Any:
+    """One value to an address, in the witness's type. `pointer(...)[0] = value` may be dropped: Numba's
+    removal of dead code takes what it points to for a local array that nobody reads.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = context.cast(builder, args[2], signature.args[2], witness)
+        builder.store(value, builder.inttoptr(args[1], value.type.as_pointer()), align=witness.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return nb.void(witness, nb.int64, value), codegen
+
+
+def size_of(witness: Any) -> int:
+    """Bytes of a number of the witness's type."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(size_of, inline="always")
+def _size_of(witness: Any) -> Any:
+    size = witness.bitwidth // 8
+
+    def constant(witness: Any) -> Any:
+        return size
+
+    return constant
 
 
 @inline()
@@ -138,6 +183,20 @@ def _stream_lines(typingctx: Any, to: Any, of: Any, lines: Any) -> Any:
 
 
 @intrinsic
+def copy_line(typingctx: Any, to: Any, of: Any) -> Any:
+    """One cache line, between addresses that are multiples of it, past the caches."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        line = ir.VectorType(ir.IntType(64), 8)
+        target, source = (builder.inttoptr(a, line.as_pointer()) for a in args)
+        stored = builder.store(builder.load(source, align=64), target, align=64)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return nb.void(nb.int64, nb.int64), codegen
+
+
+@intrinsic
 def fence(typingctx: Any) -> Any:
     """What was streamed is visible to other threads from here on."""
 
@@ -162,7 +221,8 @@ def copy_bytes(to: Any, of: Any, size: Any, past_caches: Any) -> None:
 
 
 @jit()
-def _gather(witness: Any, address: Any, stride: Any, out: Any) -> None:
+def gather_line(witness: Any, address: Any, stride: Any, out: Any) -> None:
+    """out.size values of the witness's type, `stride` bytes apart, into a contiguous array."""
     source = view(witness, address, out.size)
     if stride == source.itemsize:
         for k in range(out.size):
@@ -177,13 +237,13 @@ def gather(row: Any, a: Any, b: Any, start: Any, out: Any) -> None:
     """Row (a, b) of a matrix of any dtype and strides, from class `start` on, into a contiguous array."""
     address = row_at(row, a, b) + start * row.of_c
     if row.dtype == FLOAT16:
-        _gather(np.int16(0), address, row.of_c, out)
+        gather_line(np.int16(0), address, row.of_c, out)
     elif row.dtype == BFLOAT16:
-        _gather(np.uint16(0), address, row.of_c, out)
+        gather_line(np.uint16(0), address, row.of_c, out)
     elif row.dtype == FLOAT32:
-        _gather(np.float32(0), address, row.of_c, out)
+        gather_line(np.float32(0), address, row.of_c, out)
     else:
-        _gather(np.float64(0), address, row.of_c, out)
+        gather_line(np.float64(0), address, row.of_c, out)
 
 
 @jit()

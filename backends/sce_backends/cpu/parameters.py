@@ -13,13 +13,12 @@ from .memory import MATRIX
 _INTEGERS = (
     "rows", "inner", "classes",  # the shape: row i is [i // inner, i % inner]
     "chunk",  # rows per chunk
-    "tile", "tile_bytes",  # rows of a tile; bytes of a worker's row of `exponentials` and of `lows`
+    "tile", "width",  # rows of a tile, and their length in scratch: the classes in whole vectors
+    "tile_bytes",  # of a worker's part of `exponentials` and of `lows`
     "length",  # of a row of `scratch` and `wide`: at least the classes and rows.BLOCK
-    "plain",  # a row of logits can be read where it lies: the compute dtype, contiguous, no transformation
-    "direct",  # so it can, and a row of the gradient can be written where it goes
-    "ahead",  # bytes of a logit over 2, where they are contiguous: what to fetch ahead of the work
-    "dense", "grad_size",  # the gradient has no gaps; bytes of its elements
-    "past_caches",  # it is too large for them: stream it
+    "direct",  # a row of logits can be read where it lies (the compute dtype, contiguous, no
+    # transformation), and a row of the gradient can be written where it goes
+    "past_caches",  # the gradient is too large for them and has no gaps: stream it
     "in_place",  # the gradient lies where the logits do
     "run", "row_step", "grad_step",  # rows of which each is as far from the next, and how far, in bytes
     "ignores", "ignored",  # is there an ignore_index, and which
@@ -27,6 +26,7 @@ _INTEGERS = (
 _FLOATS = (
     "denominator", "unit",  # and 1 / denominator
     "grad_scale", "temperature", "softcap", "z_loss", "label_smoothing",
+    "of_q",  # the gradient's factor of dz: grad_scale, over the temperature where no soft cap has it
     "spare",  # target mass at no class: 1 for softmax
 )  # fmt: skip
 _VECTORS = (  # addresses of contiguous arrays; 0 where there is none
@@ -37,7 +37,7 @@ _VECTORS = (  # addresses of contiguous arrays; 0 where there is none
     "partial",  # (chunks, 2): the sums of loss and of its z-loss part
 )  # fmt: skip
 SCRATCH = (  # the same of memory to work in: plan.py says how large each worker's part is
-    "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "tile_labels",
+    "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "lines",
 )  # fmt: skip
 _MATRICES = ("logits", "distribution", "grad", "hess_diag", "log_softmax")
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from sce.backend import Answer, Array, Problem
 
-from . import columns, kernel, rows, tiles
+from . import kernel, rows, tiles
+from .simd import LINE
 
 Way = Literal["rows", "tiles", "columns"]
 
@@ -21,7 +22,8 @@ Way = Literal["rows", "tiles", "columns"]
 # tenths of a millisecond, in elements. A row costs about as much as 64 more than it has.
 _CHUNK, _ROW = 1 << 18, 64
 _TILED = frozenset({"loss", "z_loss", "grad"})  # the outputs of tiles.py and columns.py
-_TILE_BYTES = 1 << 17  # of a tile's exponentials: they stay in a core's own cache
+_TILE_BYTES = 1 << 16  # of a tile's exponentials: they stay in a core's own cache
+_COLUMNS_BYTES = 1 << 18  # the same of columns
 _FEW = 64  # classes, up to which rows are turned into columns, and
 _MOST_COLUMNS = 2048  # where they lie that way anyway
 _PAST_CACHES = 1 << 24  # bytes of a gradient that the caches cannot hold
@@ -30,6 +32,7 @@ _PAST_CACHES = 1 << 24  # bytes of a gradient that the caches cannot hold
 class Plan(NamedTuple):
     way: Way
     dtype: str  # what is computed in
+    memory: tuple[str, str]  # dtypes of logits and gradient
     switches: tuple[bool | None, ...]  # of the kernel: True, or None for what is compiled away
     chunks: int
     scratch: dict[str, int]  # bytes of each worker's part of parameters.SCRATCH
@@ -42,13 +45,12 @@ def plan(problem: Problem, answer: Answer) -> Plan:
     transformed = problem.softcap is not None or problem.logit_bias is not None or problem.temperature != 1.0
     smooth = problem.target == "index" and problem.label_smoothing != 0.0
     run, row_step, grad_step = _steps(problem.logits, grad)
-    way = _way(problem, dtype, smooth, row_step == problem.logits.itemsize)
+    way = _way(problem, grad, dtype, smooth, row_step == problem.logits.itemsize)
     chunk = max(1, _CHUNK // (classes + _ROW))
-    tile = tiles.TILE
-    if way == "tiles":
-        tile = min(tile, max(1, _TILE_BYTES // (classes * size)))
-    contiguous = problem.logits.strides[2] == size
-    plain = not transformed and problem.logits.dtype == dtype and contiguous
+    tile = _tile(way, classes * size)
+    width = -(-classes // (LINE // size)) * (LINE // size)
+    plain = not transformed and problem.logits.strides[2] == problem.logits.itemsize
+    direct = plain and problem.logits.dtype == dtype
     in_place = grad is not None and _address(grad) == _address(problem.logits)
     switches = (
         smooth,
@@ -59,6 +61,7 @@ def plan(problem: Problem, answer: Answer) -> Plan:
         grad is not None,
         answer.hess_diag is not None,
         answer.log_softmax is not None,
+        plain,
     )
     facts = {
         "rows": problem.rows,
@@ -66,11 +69,10 @@ def plan(problem: Problem, answer: Answer) -> Plan:
         "classes": classes,
         "chunk": chunk,
         "tile": tile,
-        "tile_bytes": _whole_lines(tile * classes * size),
+        "width": width,
+        "tile_bytes": tile * width * size,
         "length": max(classes, rows.BLOCK),
-        "plain": plain,
-        "ahead": problem.logits.itemsize // 2 if problem.logits.strides[2] == problem.logits.itemsize else 0,
-        "direct": plain and (grad is None or (grad.dtype == dtype and grad.strides[2] == size)),
+        "direct": direct and (grad is None or (grad.dtype == dtype and grad.strides[2] == size)),
         "in_place": in_place,
         "run": run,
         "row_step": row_step,
@@ -80,22 +82,34 @@ def plan(problem: Problem, answer: Answer) -> Plan:
     }
     if grad is not None:
         facts |= {
-            "dense": grad.flags.c_contiguous,
-            "grad_size": grad.itemsize,
-            "past_caches": grad.nbytes >= _PAST_CACHES and not in_place,
+            "past_caches": grad.nbytes >= _PAST_CACHES
+            and not in_place
+            and grad.flags.c_contiguous
+            and grad.flags.aligned,
         }
     scratch = _scratch(way, size, facts, transformed, problem.softcap is not None)
-    return Plan(way, dtype, tuple(on or None for on in switches), -(-problem.rows // chunk), scratch, facts)
+    memory = problem.logits.dtype.name, (problem.logits if grad is None else grad).dtype.name
+    chunks = -(-problem.rows // chunk)
+    return Plan(way, dtype, memory, tuple(on or None for on in switches), chunks, scratch, facts)
 
 
-def _way(problem: Problem, dtype: str, smooth: bool, sideways: bool) -> Way:
+def _way(problem: Problem, grad: Array | None, dtype: str, smooth: bool, sideways: bool) -> Way:
     if problem.distribution is not None or not problem.outputs <= _TILED:
         return "rows"
     if problem.target == "none" and "loss" in problem.outputs:
         return "rows"  # the loss is lse itself, which may lie near 0
     if smooth and (dtype == "float64" or problem.class_weight is not None):
         return "rows"  # nearly all mass may be at the maximum: its term, too, has to stay apart
-    return "columns" if problem.classes <= (_MOST_COLUMNS if sideways else _FEW) else "tiles"
+    if problem.classes <= (_MOST_COLUMNS if sideways else _FEW):
+        return "columns"
+    return "tiles" if grad is None or grad.strides[2] == grad.itemsize else "rows"
+
+
+def _tile(way: Way, size: int) -> int:
+    """How many rows of so many bytes a tile has."""
+    if way == "columns":  # whole vectors of rows, and lines of memory
+        return max(16, min(tiles.TILE, _COLUMNS_BYTES // size // 16 * 16))
+    return max(1, min(tiles.TILE, _TILE_BYTES // size))
 
 
 def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capped: bool) -> dict[str, int]:
@@ -105,15 +119,15 @@ def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capp
     found = {
         "blocks": 3 * tiles.BLOCK * size,
         "curves": tiles.BLOCK * 8,
-        "table": tiles.VALUES * tiles.TILE * 8,
+        "table": tiles.VALUES * tiles.COLUMN + LINE,
         "exponentials": facts["tile_bytes"],
     }
-    if way == "columns":
-        found["tile_labels"] = columns.LANES * 4
+    if way == "columns" and facts.get("past_caches"):
+        found["lines"] = facts["tile"] * facts["classes"] * 8
     if transformed and (way == "columns" or facts["classes"] <= tiles.BLOCK):
         found["lows"] = facts["tile_bytes"]
     if capped:
-        found["slopes"] = facts["tile"] * facts["classes"] * 8
+        found["slopes"] = facts["tile"] * facts["width"] * 8
     return found
 
 

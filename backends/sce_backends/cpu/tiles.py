@@ -2,13 +2,14 @@
 
 Three passes over a tile, of which only the first reads memory and only the last writes it:
 
-1. `exponentials`: row by row, e_k = exp(z_k - pivot) into scratch, and their sum without the target's;
+1. `statistics`: row by row, e_k = exp(z_k - pivot) into scratch, and their sum without the target's;
 2. `settle`: what becomes of these statistics, for all rows of the tile at once: it takes logarithms and
    divides, and vectors make that cheap where rows are short;
-3. `emit`: row by row, the gradient is e_k times a coefficient, and goes out.
+3. `write_tile`: row by row, the gradient is e_k times a coefficient, and goes out.
 
 The target's term never enters the sum, so that 1 - p_y is a sum of the others and no difference. The pivot
-needs not be the row's maximum, only near enough that nothing overflows: so one pass finds it and uses it.
+needs not be the row's maximum, only near enough that nothing overflows: so one pass finds it and uses it. It
+is a multiple of ln 2, which `exponential` takes off at no cost.
 """
 
 from __future__ import annotations
@@ -17,376 +18,665 @@ from collections import namedtuple
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
-from . import elements
-from .cache import jit
+from . import elements, simd
+from .cache import inline, jit
 from .kernel import target_of
 from .memory import (
-    copy_bytes,
+    copy_line,
     fence,
-    gather,
+    gather_line,
+    get,
     prefetch,
+    put,
     row_at,
-    scatter,
-    scatter_flat,
-    slot,
+    size_of,
     view,
     view_of_records,
+    widen,
 )  # fmt: skip
 from .parameters import PARAMETERS
-from .rows import cut, low_part
-from .vector_math import add, difference_error, exp, finish, log1p, maximum
+from .rows import low_part
+from .simd import (
+    F32,
+    LINE,
+    anywhere,
+    fused,
+    halves,
+    joined,
+    load,
+    load_first,
+    only,
+    select,
+    splat,
+    store,
+    store_first,
+    stream,
+)
+from .transforms import affine as affine_of
+from .transforms import reciprocal, soft_cap
+from .vector_math import (
+    FAR,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2E,
+    add,
+    difference_error,
+    exponential,
+    finish,
+    log1p_of,
+    shifted_by,
+)  # fmt: skip
 
-BLOCK = 512  # classes taken at once, and
-AHEAD = 8192  # bytes that are fetched ahead of them: measured together, and neither works without the other
+BLOCK = 512  # classes taken at once
+AHEAD = 8192  # bytes that are fetched ahead of them
 PIECE = 2048  # classes of a long row that are written at once
 TILE = 128  # rows of a tile, at most
 SLACK = 32.0  # how far a row may rise above its pivot
 
-# A tile's values, a column of TILE float64 each: what `settle` is given, then what it leaves.
-SCALE, TARGET, MASS_Y, MASS, PIVOT, GAP, GAP_LO, REST, DOT, OF_P, AT_Y, LOSS, Z_LOSS = range(13)
-VALUES = 13
+# Where a tile's values begin, columns of TILE float64, in bytes: what `settle` is given, what it leaves, and the
+# addresses of the rows of logits and gradient, which are integers.
+VALUES, COLUMN = 16, TILE * 8
+SCALE, TARGET, MASS_Y, MASS, PIVOT, PIVOT_LO, GAP, GAP_LO, REST, DOT, OF_P, AT_Y, LOSS, Z_LOSS, ROW, OUT = range(
+    0, VALUES * COLUMN, COLUMN
+)
 
+# The witnesses that kernels are compiled for: `one` a number of the compute dtype, `of` and `into` of the types
+# that logits and gradient have in memory. Switches are True, or None and compiled away: `plain`, the logits can
+# be read where they lie; the others are options.
 
-Scratch = namedtuple("Scratch", "z lo curve bias bias_lo table tile lows slope")
-Scratch.__doc__ = """A worker's memory. z, lo (BLOCK,) in the compute dtype, curve (BLOCK,) float64: a block.
+Scratch = namedtuple("Scratch", "z lo curve table tile lows slope line")
+Scratch.__doc__ = """A worker's memory: addresses, because arrays would be copied from call to call.
 
-table: the values, (VALUES * TILE,) float64; tile: of the exponentials, (rows, n) in the compute
-dtype; lows: of short rows' lo, the same; slope: of dz/dx under a soft cap, (rows, n) float64.
+z, lo: of BLOCK numbers of the compute dtype, curve of float64. table: the values. tile: of the exponentials,
+rows of p.width numbers of the compute dtype; lows, of short rows' lo, the same; slope, of dz/dx under a soft
+cap, in float64. line: of one cache line.
 """
 
 
 @jit()
 def read(
-    p: Any, one: Any, a: Any, b: Any, start: Any, n: Any, j: Any, affine: Any, capped: Any, s: Any
+    p: Any, of: Any, one: Any, row: Any, start: Any, n: Any, j: Any, plain: Any, affine: Any, capped: Any,
+    s: Any,
+) -> Any:  # fmt: skip
+    """Where classes start .. start + n of the tile's j-th row lie transformed: addresses of z and lo."""
+    address = row + start * p.logits.of_c
+    if plain is not None:
+        return address, None
+    z, lo = s.z, s.lo
+    if p.classes <= BLOCK:  # a short row is read once: its exponentials will lie over it
+        z, lo = s.tile + j * p.width * size_of(one), s.lows + j * p.width * size_of(one)
+    if p.logits.of_c != size_of(of):
+        gather_line(of, address, p.logits.of_c, view(one, z, n))
+        if affine is not None:
+            transform(p, one, one, z, z, lo, start, n, j, capped, s)
+    elif affine is not None:
+        transform(p, of, one, address, z, lo, start, n, j, capped, s)
+    return z, address_in(lo, np.int64(0), affine)
+
+
+def transform(
+    p: Any, of: Any, one: Any, x: Any, z: Any, lo: Any, start: Any, n: Any, j: Any, capped: Any, s: Any
+) -> None:
+    """z + lo of n classes, from `start` on, of the tile's j-th row, whose logits lie at x; and their slopes."""
+
+
+@overload(transform, jit_options={"error_model": "numpy"})
+def _transform(
+    p: Any, of: Any, one: Any, x: Any, z: Any, lo: Any, start: Any, n: Any, j: Any, capped: Any, s: Any
 ) -> Any:
-    """Classes start .. start + n of row (a, b), the tile's j-th, transformed: z and lo (or None)."""
-    if affine is None and p.plain:
-        return view(one, row_at(p.logits, a, b) + start * s.z.itemsize, n), None
-    z = s.z[:n]
-    if p.classes <= BLOCK:
-        z = slot(one, s.tile, j, n, n)  # a short row is read once: its exponentials will lie over it
-    gather(p.logits, a, b, start, z)
-    if affine is None:
-        return z, None
-    lo, bias = s.lo[:n], s.bias[start : start + n]
-    if p.classes <= BLOCK:
-        lo = slot(one, s.lows, j, n, n)
-    if capped is not None:
-        slope = slot(1.0, s.slope, j, p.classes, p.classes)[start : start + n]
-        elements.soft_cap(z, lo, slope, s.curve[:n], p.temperature, p.softcap, bias)
-    else:
-        elements.affine(z, lo, p.temperature, bias, s.bias_lo[start : start + n])
-    return z, lo
+    def affine_block(
+        p: Any, of: Any, one: Any, x: Any, z: Any, lo: Any, start: Any, n: Any, j: Any, capped: Any, s: Any
+    ) -> None:
+        lanes, size = LINE // size_of(one), size_of(one)
+        by, by_lo = reciprocal(p.temperature, one)
+        for i in range(-(-n // lanes)):
+            at = x + i * lanes * size_of(of)
+            prefetch(at + AHEAD)
+            bias = load(one, p.bias + start * size + i * LINE, one)
+            bias_lo = load(one, p.bias_lo + start * size + i * LINE, one)
+            found = load_first(of, at, one, n - i * lanes, type(one)(0))
+            high, low = affine_of(found, splat(by), splat(by_lo), bias, bias_lo)
+            store(one, z + i * LINE, high)
+            store(one, lo + i * LINE, low)
+
+    def capped_block32(
+        p: Any, of: Any, one: Any, x: Any, z: Any, lo: Any, start: Any, n: Any, j: Any, capped: Any, s: Any
+    ) -> None:
+        slope = s.slope + (j * p.width + start) * 8
+        for i in range(-(-n // 16)):
+            at = x + i * 16 * size_of(of)
+            prefetch(at + AHEAD)
+            bias = load(one, p.bias + start * 4 + i * LINE, one)
+            found = load_first(of, at, one, n - i * 16, type(one)(0))
+            high, low = soft_cap(found, p, bias, slope + i * 2 * LINE)
+            store(one, z + i * LINE, high)
+            store(one, lo + i * LINE, low)
+
+    def capped_block64(
+        p: Any, of: Any, one: Any, x: Any, z: Any, lo: Any, start: Any, n: Any, j: Any, capped: Any, s: Any
+    ) -> None:
+        high, slope = view(1.0, z, n), view(1.0, s.slope + (j * p.width + start) * 8, n)
+        if x != z:
+            gather_line(of, x, size_of(of), high)
+        bias = view(1.0, p.bias + start * 8, n)
+        elements.soft_cap(high, view(1.0, lo, n), slope, view(1.0, s.curve, n), p.temperature, p.softcap, bias)
+
+    if isinstance(capped, types.NoneType):
+        return affine_block
+    return capped_block32 if one == F32 else capped_block64
 
 
 @jit()
-def largest_of_row(p: Any, one: Any, a: Any, b: Any, j: Any, affine: Any, capped: Any, s: Any) -> Any:
-    m = s.z.dtype.type(-np.inf)
+def highest(of: Any, one: Any, z: Any, n: Any, ahead: Any) -> Any:
+    """The largest of n classes, leaving NaN aside."""
+    lanes, low = LINE // size_of(one), type(one)(-np.inf)
+    top, step = splat(low), lanes * size_of(of)
+    for k in range(n // lanes):
+        if ahead is not None:
+            prefetch(z + k * step + AHEAD)
+        x = load(of, z + k * step, one)
+        top = select(x > top, x, top)
+    if n % lanes:
+        x = load_first(of, z + n // lanes * step, one, n % lanes, low)
+        top = select(x > top, x, top)
+    return simd.largest(top)
+
+
+@jit()
+def highest_of_row(
+    p: Any, of: Any, one: Any, row: Any, j: Any, plain: Any, affine: Any, capped: Any, s: Any
+) -> Any:
+    top = type(one)(-np.inf)
     for start in range(0, p.classes, BLOCK):
         n = min(BLOCK, p.classes - start)
-        m = maximum(m, elements.largest(read(p, one, a, b, start, n, j, affine, capped, s)[0]))
-    return m
+        z, _ = read(p, of, one, row, start, n, j, plain, affine, capped, s)
+        found = highest(witness(of, one, plain), one, z, n, plain)
+        top = found if found > top else top
+    return top
+
+
+@inline()
+def witness(of: Any, one: Any, plain: Any) -> Any:
+    """Of what `read` found."""
+    if plain is None:
+        return one
+    return of
+
+
+def low_of(one: Any, lo: Any, offset: Any) -> Any:
+    """The vector at lo + offset, or None."""
+
+
+@overload(low_of, jit_options={"forceinline": True})
+def _low_of(one: Any, lo: Any, offset: Any) -> Any:
+    if isinstance(lo, types.NoneType):
+
+        def nothing(one: Any, lo: Any, offset: Any) -> Any:
+            return None
+
+        return nothing
+
+    def vector(one: Any, lo: Any, offset: Any) -> Any:
+        return load(one, lo + offset, one)
+
+    return vector
+
+
+@inline()
+def exponential_of(x: Any, lo: Any, base: Any, shift: Any, floor: Any) -> Any:
+    """2^-k exp(x + lo - base)."""
+    if base is None:
+        return exponential(x, lo, shift, floor)
+    d = x - base
+    err = difference_error(x, base, d)
+    if lo is None:
+        return exponential(d, err, shift, floor)
+    return exponential(d, err + lo, shift, floor)
 
 
 @jit()
-def exponentials(
-    p: Any, one: Any, a: Any, b: Any, j: Any, y: Any, affine: Any, capped: Any, q: Any, s: Any, out: Any
-) -> Any:
-    """out_k = exp(z_k - pivot), 0 at y. Returns (pivot, rest, dot, gap, gap_lo).
+def put_exp(of: Any, one: Any, z: Any, lo: Any, n: Any, k: Any, base: Any, out: Any, ahead: Any) -> Any:
+    """e = 2^-k exp(z + lo - base) of n classes, as whole vectors that end in zeros. Returns the largest z."""
+    lanes, low = LINE // size_of(one), type(one)(-np.inf)
+    top, step = splat(low), lanes * size_of(of)
+    shift, floor = shifted_by(k, one)
+    by, least = splat(shift), splat(floor)
+    for i in range(n // lanes):
+        if ahead is not None:
+            prefetch(z + i * step + ahead)
+        x = load(of, z + i * step, one)
+        top = select(x > top, x, top)
+        store(one, out + i * LINE, exponential_of(x, low_of(one, lo, i * LINE), base, by, least))
+    if n % lanes:
+        i = n // lanes
+        if ahead is not None:
+            prefetch(z + i * step + ahead)
+        x = load_first(of, z + i * step, one, n % lanes, low)
+        top = select(x > top, x, top)
+        store(one, out + i * LINE, exponential_of(x, low_of(one, lo, i * LINE), base, by, least))
+    return simd.largest(top)
 
-    rest = sum_k out_k; dot = sum over k != y of q_k (pivot - z_k); gap + gap_lo = z_y - pivot.
-    The pivot is the maximum of the first block, and of the whole row if that is more than SLACK above it (or
-    NaN, or infinite), or always in float64, where even the slack would cost accuracy.
+
+@jit()
+def sum_of(one: Any, e: Any, n: Any) -> Any:
+    """Of n classes, in float64: whole vectors, four partial sums each."""
+    a, b, c, d = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+    lanes = LINE // 8
+    size = lanes * size_of(one)
+    vectors = -(-n // (LINE // size_of(one))) * (8 // size_of(one))  # of float64
+    at = e
+    for _ in range(vectors // 4):
+        a = a + load(one, at, 0.0)
+        b = b + load(one, at + size, 0.0)
+        c = c + load(one, at + 2 * size, 0.0)
+        d = d + load(one, at + 3 * size, 0.0)
+        at += 4 * size
+    for _ in range(vectors % 4):
+        a = a + load(one, at, 0.0)
+        at += size
+    return simd.total((a + b) + (c + d))
+
+
+@jit()
+def sum_gaps(of: Any, one: Any, z: Any, lo: Any, n: Any, pivot: Any, at: Any) -> Any:
+    """sum over k != at of pivot - z_k - lo_k."""
+    lanes = LINE // size_of(one)
+    a, b, step = splat(0.0), splat(0.0), lanes * size_of(of)
+    nothing = type(one)(0)
+    for i in range(-(-n // lanes)):
+        x = load_first(of, z + i * step, one, n - i * lanes, pivot)
+        gap = pivot - x
+        if lo is not None:
+            gap = gap - select(simd.first(one, n - i * lanes), load(one, lo + i * LINE, one), nothing)
+        gap = select(only(one, at - i * lanes), nothing, gap)
+        c, d = halves(gap)
+        a = a + c
+        b = b + d
+    return simd.total(a + b)
+
+
+@jit()
+def set_pivot(of: Any, top: Any) -> Any:
+    """(k, base): what to take off near `top`, k ln 2 or, where that could not be exact, a base."""
+    if abs(top) < FAR:
+        return np.rint(np.float64(top) * LOG2E), type(top)(0), False
+    return 0.0, top, True
+
+
+@jit()
+def keep_pivot(s: Any, j: Any, of: Any, k: Any, base: Any, z: Any, lo: Any, at: Any) -> None:
+    """The pivot of the tile's j-th row, and how far its target, class `at` of those at z, lies above it."""
+    cell = s.table + j * 8
+    high, low = np.float64(base) + k * LN2_HIGH, k * LN2_LOW
+    put(1.0, cell + PIVOT, high)
+    put(1.0, cell + PIVOT_LO, low)
+    gap, gap_lo = -np.inf, 0.0
+    if at >= 0:
+        z_y = np.float64(widen(get(of, z + at * size_of(of))))
+        gap = z_y - high
+        if abs(gap) < np.inf:
+            gap_lo = difference_error(z_y, high, gap) - low
+            if lo is not None:
+                gap_lo += np.float64(get(base, lo + at * size_of(base)))
+    put(1.0, cell + GAP, gap)
+    put(1.0, cell + GAP_LO, gap_lo)
+
+
+@jit()
+def long_row(
+    p: Any, of: Any, one: Any, j: Any, plain: Any, smooth: Any, affine: Any, capped: Any, s: Any
+) -> None:
+    """The statistics of the tile's j-th row and its exponentials, with 0 at its class.
+
+    The pivot comes from the first block, and from the whole row if that rises more than SLACK above it, or
+    always in float64, where even the slack would cost accuracy.
     """
-    n, zero = p.classes, out.dtype.type(0)
-    pivot, known = out.dtype.type(0), False
-    if out.itemsize == 8:
-        pivot, known = largest_of_row(p, one, a, b, j, affine, capped, s), True
-    address = row_at(p.logits, a, b)
-    rest, error, dot, dot_error, gap, gap_lo = 0.0, 0.0, 0.0, 0.0, -np.inf, 0.0
+    cell = s.table + j * 8
+    n, kind, y = p.classes, witness(of, one, plain), np.int64(get(1.0, cell + TARGET))
+    e, row = s.tile + j * p.width * size_of(one), get(np.int64(0), cell + ROW)
+    top, known, k, base, far = type(one)(0), False, 0.0, type(one)(0), False
+    if size_of(one) == 8:
+        top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
+        k, base, far = set_pivot(of, top)
+    rest, error, dot, dot_error, ahead = 0.0, 0.0, 0.0, 0.0, address_in(np.int64(AHEAD), 0, plain)
     start = np.int64(0)
     while start < n:
-        stop = min(start + BLOCK, n)
-        for part in range(p.ahead):  # a constant number of lines at a time: LLVM unrolls that
-            for line in range(BLOCK * 2 // 64):
-                prefetch(address + start * p.logits.of_c + AHEAD + BLOCK * 2 * part + 64 * line)
-        z, lo = read(p, one, a, b, start, stop - start, j, affine, capped, s)
-        if not known:
-            m = elements.largest(z)
-            if start == 0:
-                pivot = m
-            if not (m <= pivot + SLACK) or abs(pivot) == np.inf:
-                pivot, known = largest_of_row(p, one, a, b, j, affine, capped, s), True
-                rest, error, dot, dot_error, start = 0.0, 0.0, 0.0, 0.0, np.int64(0)
-                continue
-        e = out[start:stop]
-        elements.put_exp(z, lo, pivot, zero, e)
-        at = y - start if start <= y < stop else np.int64(-1)
+        size = min(BLOCK, n - start)
+        z, lo = read(p, of, one, row, start, size, j, plain, affine, capped, s)
+        if start == 0 and not known:
+            top = highest(kind, one, z, size, None)
+            k, base, far = set_pivot(of, top)
+        to = e + start * size_of(one)
+        if far:
+            m = put_exp(kind, one, z, lo, size, k, base, to, ahead)
+        else:
+            m = put_exp(kind, one, z, lo, size, k, None, to, ahead)
+        if not known and m > top + SLACK:
+            top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
+            k, base, far = set_pivot(of, top)
+            rest, error, dot, dot_error, start = 0.0, 0.0, 0.0, 0.0, np.int64(0)
+            continue
+        at = y - start if start <= y < start + size else np.int64(-1)
         if at >= 0:
-            gap = np.float64(z[at]) - np.float64(pivot)
-            if abs(gap) < np.inf:
-                gap_lo = difference_error(np.float64(z[at]), np.float64(pivot), gap)
-                if affine is not None:
-                    gap_lo += np.float64(lo[at])
-            e[at] = zero
-        rest, error = add(rest, error, elements.sum_of(e, e.size))
-        if q is not None:
-            cut = at if at >= 0 else e.size
-            dot, dot_error = add(dot, dot_error, mass_gap(z, lo, q, start, 0, cut, pivot))
-            if at >= 0:
-                dot, dot_error = add(dot, dot_error, mass_gap(z, lo, q, start, at + 1, e.size, pivot))
-        start = stop
-    return pivot, finish(rest, error), finish(dot, dot_error), gap, gap_lo
+            put(one, to + at * size_of(one), type(one)(0))
+        if at >= 0 or start == 0:
+            keep_pivot(s, j, kind, k, base, z, lo, at)
+        rest, error = add(rest, error, sum_of(one, to, size))
+        if smooth is not None:
+            dot, dot_error = add(dot, dot_error, gaps_of(p, kind, one, z, lo, size, k, base, at))
+        start += size
+    put(1.0, cell + REST, finish(rest, error))
+    put(1.0, cell + DOT, finish(dot, dot_error))
 
 
 @jit()
-def mass_gap(z: Any, lo: Any, q: Any, start: Any, first: Any, last: Any, pivot: Any) -> Any:
-    part = cut(lo, first, last)
-    return elements.sum_mass_gap(z[first:last], part, q[start + first : start + last], pivot, type(pivot)(0))
+def gaps_of(p: Any, of: Any, one: Any, z: Any, lo: Any, n: Any, k: Any, base: Any, at: Any) -> Any:
+    """What smoothing's mass at n classes adds to the loss, relative to the pivot."""
+    pivot = np.float64(base) + k * LN2_HIGH + k * LN2_LOW
+    near = type(one)(pivot)
+    counted = n - 1 if at >= 0 else n
+    found = sum_gaps(of, one, z, lo, n, near, at) + counted * (pivot - np.float64(near))
+    return get(1.0, p.shared_mass) * found
 
 
 @jit()
-def settle(v: Any, rows: Any, p: Any, by_t: Any) -> None:
+def short_rows(
+    p: Any, of: Any, one: Any, rows: Any, plain: Any, smooth: Any, affine: Any, capped: Any, s: Any
+) -> None:
+    """One thing for all rows after the other: what one row waits for is done long before it is asked for."""
+    n, kind, zero = p.classes, witness(of, one, plain), type(one)(0)
+    for j in range(rows):
+        cell = s.table + j * 8
+        z, _ = read(p, of, one, get(np.int64(0), cell + ROW), np.int64(0), n, j, plain, affine, capped, s)
+        put(1.0, cell + PIVOT, highest(kind, one, z, n, None))
+    ahead = address_in(p.tile * n * size_of(of), 0, plain)
+    for j in range(rows):
+        cell = s.table + j * 8
+        e, y = s.tile + j * p.width * size_of(one), np.int64(get(1.0, cell + TARGET))
+        z, lo = reread(p, one, j, plain, affine, s)
+        k, base, far = set_pivot(of, type(one)(get(1.0, cell + PIVOT)))
+        keep_pivot(s, j, kind, k, base, z, lo, y)
+        if smooth is not None:
+            put(1.0, cell + DOT, gaps_of(p, kind, one, z, lo, n, k, base, y))
+        else:
+            put(1.0, cell + DOT, 0.0)
+        if far:
+            put_exp(kind, one, z, lo, n, k, base, e, ahead)
+        else:
+            put_exp(kind, one, z, lo, n, k, None, e, ahead)
+        if y >= 0:
+            put(one, e + y * size_of(one), zero)
+    for j in range(rows):
+        put(1.0, s.table + j * 8 + REST, sum_of(one, s.tile + j * p.width * size_of(one), n))
+
+
+@jit()
+def reread(p: Any, one: Any, j: Any, plain: Any, affine: Any, s: Any) -> Any:
+    """What `read` gave for a whole row."""
+    if plain is not None:
+        return get(np.int64(0), s.table + j * 8 + ROW), None
+    if affine is None:
+        return s.tile + j * p.width * size_of(one), None
+    return s.tile + j * p.width * size_of(one), s.lows + j * p.width * size_of(one)
+
+
+@jit()
+def statistics(
+    p: Any, of: Any, one: Any, i: Any, rows: Any, plain: Any, smooth: Any, affine: Any, capped: Any, s: Any
+) -> None:
+    """The inputs of `settle` for rows i .. i + rows, and their exponentials."""
+    a, b = i // p.inner, i % p.inner
+    for j in range(rows):
+        put(np.int64(0), s.table + j * 8 + ROW, row_at(p.logits, a, b))
+        put(np.int64(0), s.table + j * 8 + OUT, row_at(p.grad, a, b))
+        b += 1
+        if b == p.inner:
+            a, b = a + 1, np.int64(0)
+    for j in range(rows):
+        y, bump, scale, _ = target_of(i + j, p)
+        mass = p.spare
+        if smooth is not None and y >= 0:
+            bump += get(1.0, p.shared_mass + y * 8)
+            mass += get(1.0, p.other_mass + y * 8)
+        cell = s.table + j * 8
+        put(1.0, cell + SCALE, scale)
+        put(1.0, cell + TARGET, y)
+        put(1.0, cell + MASS_Y, bump)
+        put(1.0, cell + MASS, mass)
+    for j in range(rows, -(-rows // 8) * 8):  # `settle` takes whole vectors
+        put(1.0, s.table + j * 8 + SCALE, 0.0)
+    if p.classes <= BLOCK:
+        short_rows(p, of, one, rows, plain, smooth, affine, capped, s)
+    else:
+        for j in range(rows):
+            if get(1.0, s.table + j * 8 + SCALE) != 0.0:
+                long_row(p, of, one, j, plain, smooth, affine, capped, s)
+
+
+@jit()
+def settle(v: Any, rows: Any, p: Any) -> None:
     """From the statistics of a tile's rows their losses and the gradient's coefficients.
 
     With E = exp(z_y - pivot), R = rest, S = R + E and M = mass without the target's:
         loss   = s (mass_y log(1 + R / E) + M log S + dot + z_loss lse^2)
         of_p   = s (M + mass_y + 2 z_loss lse) / S              elsewhere the gradient is of_p e_k - s q_k
         at_y   = s ((M + 2 z_loss lse) E - mass_y R) / S
-    v is one array: of a dozen LLVM could not tell that they do not overlap. Whole vectors, whatever the
-    number of rows: a row's bits must not depend on its place.
+    Whole vectors, whatever the number of rows: a row's bits must not depend on its place.
     """
-    by, lam = p.grad_scale / by_t, p.z_loss
-    for j in range(-(-rows // 16) * 16):
-        s, mass_y, mass = v[SCALE * TILE + j], v[MASS_Y * TILE + j], v[MASS * TILE + j]
-        gap, gap_lo, others, dot = (
-            v[GAP * TILE + j],
-            v[GAP_LO * TILE + j],
-            v[REST * TILE + j],
-            v[DOT * TILE + j],
+    by, lam = p.of_q, p.z_loss
+    all_of_it = lam != 0.0 or p.label_smoothing != 0.0 or p.spare != 0.0  # is log S asked for at all?
+    shift, floor = shifted_by(0.0, 1.0)
+    for at in range(v, v + rows * 8, LINE):
+        s, mass_y, mass = (
+            load(1.0, at + SCALE, 1.0),
+            load(1.0, at + MASS_Y, 1.0),
+            load(1.0, at + MASS, 1.0),
         )
-        e_y = exp(gap, gap_lo)
+        gap, gap_lo = load(1.0, at + GAP, 1.0), load(1.0, at + GAP_LO, 1.0)
+        others, dot = load(1.0, at + REST, 1.0), load(1.0, at + DOT, 1.0)
+        pivot, pivot_lo = load(1.0, at + PIVOT, 1.0), load(1.0, at + PIVOT_LO, 1.0)
+        e_y = exponential(gap, gap_lo, splat(shift), splat(floor))
         total = others + e_y
-        log_total = log1p(others + (e_y - 1.0))
         ratio = others / e_y
-        to_y = log1p(ratio) if ratio < 1e250 else log_total - (gap + gap_lo)
-        lse = v[PIVOT * TILE + j] + log_total
+        to_y, log_total = log1p_of(ratio), splat(0.0)
+        if all_of_it or anywhere(ratio > 1e250):
+            log_total = log1p_of(others + (e_y - 1.0))
+            to_y = select(ratio > 1e250, log_total - (gap + gap_lo), to_y)
+        lse = pivot + (pivot_lo + log_total)
         # z_loss = 0 times an infinite lse is 0, and so is no mass times an infinite loss.
-        z_slope = 2.0 * lam * lse if lam != 0.0 else 0.0
-        of_z = lam * lse * lse if lam != 0.0 else 0.0
-        y_part = mass_y * to_y if mass_y != 0.0 else 0.0
-        rest = mass * log_total if mass != 0.0 else 0.0
-        v[LOSS * TILE + j] = s * (y_part + (rest + dot) + of_z) if s != 0.0 else 0.0
-        v[Z_LOSS * TILE + j] = s * of_z if s != 0.0 else 0.0
-        v[OF_P * TILE + j] = by * s * (mass + mass_y + z_slope) / total
-        v[AT_Y * TILE + j] = by * s * ((mass + z_slope) * e_y - mass_y * others) / total
+        z_slope, of_z = splat(0.0), splat(0.0)
+        if lam != 0.0:
+            z_slope, of_z = lse * (2.0 * lam), lse * lse * lam
+        y_part = select(mass_y != 0.0, mass_y * to_y, splat(0.0))
+        rest = select(mass != 0.0, mass * log_total, splat(0.0))
+        here = s != 0.0
+        store(1.0, at + LOSS, select(here, s * (y_part + (rest + dot) + of_z), splat(0.0)))
+        store(1.0, at + Z_LOSS, select(here, s * of_z, splat(0.0)))
+        by_s = s * by / total
+        store(1.0, at + OF_P, select(here, by_s * (mass + mass_y + z_slope), splat(0.0)))
+        at_y = by_s * ((mass + z_slope) * e_y - mass_y * others)
+        store(1.0, at + AT_Y, select(here, at_y, splat(0.0)))
 
 
 @jit()
-def statistics(p: Any, one: Any, i: Any, rows: Any, affine: Any, capped: Any, q: Any, s: Any) -> None:
-    """The inputs of `settle` for rows i .. i + rows, and their exponentials."""
-    for j in range(rows):
-        y, bump, scale, _ = target_of(i + j, p)
-        mass = p.spare
-        if q is not None and y >= 0:
-            bump += q[y]
-            mass += view(1.0, p.other_mass, p.classes)[y]
-        s.table[SCALE * TILE + j] = scale
-        s.table[TARGET * TILE + j] = y
-        s.table[MASS_Y * TILE + j] = bump
-        s.table[MASS * TILE + j] = mass
-    if p.classes <= BLOCK:
-        short_rows(p, one, i, rows, affine, capped, q, s)
-    else:
-        long_rows(p, one, i, rows, affine, capped, q, s)
-
-
-@jit()
-def short_rows(p: Any, one: Any, i: Any, rows: Any, affine: Any, capped: Any, q: Any, s: Any) -> None:
-    """One thing for all rows after the other: what one row waits for is done long before it is asked for."""
-    n, zero = p.classes, type(one)(0)
-    pivots, gaps, gaps_lo = (
-        s.table[PIVOT * TILE : (PIVOT + 1) * TILE],
-        s.table[GAP * TILE : (GAP + 1) * TILE],
-        s.table[GAP_LO * TILE : (GAP_LO + 1) * TILE],
-    )
-    rests, dots, targets = (
-        s.table[REST * TILE : (REST + 1) * TILE],
-        s.table[DOT * TILE : (DOT + 1) * TILE],
-        s.table[TARGET * TILE : (TARGET + 1) * TILE],
-    )
-    for j in range(rows):
-        if p.ahead:
-            address = row_at(p.logits, (i + j) // p.inner, (i + j) % p.inner) + AHEAD
-            for at in range(address, address + n * p.logits.of_c, 64):
-                prefetch(at)
-        z, _ = read(p, one, (i + j) // p.inner, (i + j) % p.inner, np.int64(0), n, j, affine, capped, s)
-        pivots[j] = elements.largest(z)
-    for j in range(rows):
-        e = slot(one, s.tile, j, n, n)
-        y = np.int64(targets[j])
-        z, lo = reread(p, one, i, j, n, affine, s)
-        pivot = type(one)(pivots[j])
-        gaps[j], gaps_lo[j], dots[j] = -np.inf, 0.0, 0.0
-        if y >= 0:
-            gaps[j] = np.float64(z[y]) - np.float64(pivot)
-            if abs(gaps[j]) < np.inf:
-                gaps_lo[j] = difference_error(np.float64(z[y]), np.float64(pivot), gaps[j])
-                if affine is not None:
-                    gaps_lo[j] += np.float64(lo[y])
-        if q is not None:
-            dots[j] = mass_gap(z, lo, q, 0, 0, y if y >= 0 else n, pivot)
-            if y >= 0:
-                dots[j] += mass_gap(z, lo, q, 0, y + 1, n, pivot)
-        if affine is None and p.plain:
-            elements.put_exp(z, lo, pivot, zero, e)
-        else:
-            elements.put_exp(e, lo, pivot, zero, None)
-        if y >= 0:
-            e[y] = zero
-    for j in range(rows):
-        rests[j] = elements.sum_of(slot(one, s.tile, j, n, n), n)
-
-
-@jit()
-def reread(p: Any, one: Any, i: Any, j: Any, n: Any, affine: Any, s: Any) -> Any:
-    """What `read` gave for a whole row."""
-    if affine is not None:
-        return slot(one, s.tile, j, n, n), slot(one, s.lows, j, n, n)
-    if p.plain:
-        return view(one, row_at(p.logits, (i + j) // p.inner, (i + j) % p.inner), n), None
-    return slot(one, s.tile, j, n, n), None
-
-
-@jit()
-def long_rows(p: Any, one: Any, i: Any, rows: Any, affine: Any, capped: Any, q: Any, s: Any) -> None:
-    for j in range(rows):
-        if s.table[SCALE * TILE + j] != 0.0:
-            out, y = slot(one, s.tile, j, p.classes, p.classes), np.int64(s.table[TARGET * TILE + j])
-            a, b = (i + j) // p.inner, (i + j) % p.inner
-            pivot, rest, dot, gap, gap_lo = exponentials(p, one, a, b, j, y, affine, capped, q, s, out)
-            s.table[PIVOT * TILE + j] = pivot
-            s.table[GAP * TILE + j] = gap
-            s.table[GAP_LO * TILE + j] = gap_lo
-            s.table[REST * TILE + j] = rest
-            s.table[DOT * TILE + j] = dot
-
-
-@jit()
-def sum_up(x: Any, n: Any, like: Any) -> Any:
+def sum_up(x: Any, n: Any, wide: Any) -> Any:
     """Of a tile's losses: in vector lanes where the answer is float32, else without losing a bit."""
-    if like.itemsize == 4:
-        return elements.sum_of(x, n)
+    if not wide:
+        return sum_of(1.0, x, n)
     total, error = 0.0, 0.0
     for j in range(n):
-        total, error = add(total, error, x[j])
+        total, error = add(total, error, get(1.0, x + j * 8))
     return finish(total, error)
 
 
 @jit()
-def write_tile(p: Any, one: Any, i: Any, rows: Any, q: Any, capped: Any, s: Any) -> None:
-    """The gradient of rows i .. i + rows: short rows of a dense output at once, long ones in pieces."""
+def weigh(
+    one: Any, into: Any, e: Any, out: Any, n: Any, weights: Any, y: Any, slope: Any, past_caches: Any
+) -> None:
+    """n classes of a gradient, (c + c_lo) e_k - minus, times their slopes, and at_y at class y."""
+    c, c_lo, minus, at_y = weights
+    lanes, size = LINE // size_of(one), LINE // size_of(one) * size_of(into)
+    by, by_lo, less, here = splat(c), splat(c_lo), splat(minus), splat(at_y)
+    for i in range(n // lanes):
+        x = load(one, e + i * LINE, one)
+        g = select(only(one, y - i * lanes), here, fused(x, by, x * by_lo - less))
+        if past_caches is None:
+            store(into, out + i * size, sloped(g, slope, i))
+        else:
+            stream(into, out + i * size, sloped(g, slope, i))
+    if n % lanes:
+        i = n // lanes
+        x = load(one, e + i * LINE, one)
+        g = select(only(one, y - i * lanes), here, fused(x, by, x * by_lo - less))
+        store_first(into, out + i * size, sloped(g, slope, i), n % lanes)
+
+
+def sloped(g: Any, slope: Any, i: Any) -> Any:
+    """The i-th vector of a gradient times that of its slopes, if there are any."""
+
+
+@overload(sloped, jit_options={"forceinline": True})
+def _sloped(g: Any, slope: Any, i: Any) -> Any:
+    if isinstance(slope, types.NoneType):
+
+        def plain(g: Any, slope: Any, i: Any) -> Any:
+            return g
+
+        return plain
+
+    def sloped32(g: Any, slope: Any, i: Any) -> Any:
+        a, b = halves(g)
+        at = slope + i * 2 * LINE
+        return joined(a * load(1.0, at, 1.0), b * load(1.0, at + LINE, 1.0))
+
+    def sloped64(g: Any, slope: Any, i: Any) -> Any:
+        return g * load(1.0, slope + i * LINE, 1.0)
+
+    return sloped32 if g.of == F32 else sloped64
+
+
+def address_in(base: Any, offset: Any, on: Any) -> Any:
+    """base + offset, or None where `on` is."""
+
+
+@overload(address_in, jit_options={"forceinline": True})
+def _address_in(base: Any, offset: Any, on: Any) -> Any:
+    if isinstance(on, types.NoneType):
+
+        def nothing(base: Any, offset: Any, on: Any) -> Any:
+            return None
+
+        return nothing
+
+    def address(base: Any, offset: Any, on: Any) -> Any:
+        return base + offset
+
+    return address
+
+
+@jit()
+def emit(
+    p: Any, one: Any, into: Any, j: Any, start: Any, n: Any, out: Any, weights: Any, capped: Any, s: Any,
+    past_caches: Any,
+) -> None:  # fmt: skip
+    """The gradient of classes start .. start + n of the tile's j-th row, to `out`."""
+    first = j * p.width + start
+    y = np.int64(get(1.0, s.table + j * 8 + TARGET)) - start
+    slope = address_in(s.slope, first * 8, capped)
+    weigh(one, into, s.tile + first * size_of(one), out, n, weights, y, slope, past_caches)
+
+
+@jit()
+def weights_of(p: Any, one: Any, j: Any, smooth: Any, s: Any) -> Any:
+    """(c, c_lo, minus, at_y) of the tile's j-th row: elsewhere than at its class c e_k - minus."""
+    cell = s.table + j * 8
+    of_p = get(1.0, cell + OF_P)
+    c, minus = type(one)(of_p), type(one)(0)
+    if smooth is not None:
+        minus = type(one)(get(1.0, cell + SCALE) * p.of_q * get(1.0, p.shared_mass))
+    return c, low_part(of_p, c), minus, type(one)(get(1.0, cell + AT_Y))
+
+
+@jit()
+def stream_row(
+    p: Any, one: Any, into: Any, j: Any, last: Any, out: Any, weights: Any, capped: Any, s: Any
+) -> None:
+    """The gradient of the tile's j-th row past the caches; `last` is the tile's last.
+
+    Cache lines that two rows of the tile share are put together in s.line: written in two parts, each would
+    have to be read before.
+    """
+    n, size, start = p.classes, size_of(into), np.int64(0)
+    before = out % LINE  # bytes of the first line that are the row's before
+    if before:
+        start = min((LINE - before) // size, n)
+        to = s.line + before if j else out
+        emit(p, one, into, j, np.int64(0), start, to, weights, capped, s, None)
+        if j:
+            copy_line(out - before, s.line)
+    whole = (n - start) * size // LINE * (LINE // size)
+    emit(p, one, into, j, start, whole, out + start * size, weights, capped, s, True)
+    start += whole
+    if start < n:
+        to = s.line if j < last else out + start * size
+        emit(p, one, into, j, start, n - start, to, weights, capped, s, None)
+
+
+@jit()
+def write_tile(p: Any, one: Any, into: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
+    """The gradient of a tile's rows."""
     n = p.classes
     for j in range(rows):
-        y = np.int64(s.table[TARGET * TILE + j])
-        e = slot(one, s.tile, j, n, n)
-        start, stop = np.int64(0), n  # a literal would compile all that follows for itself
-        if n >= PIECE:
-            # The first piece ends where the output is aligned, so that the others are whole cache lines.
-            stop = PIECE + (-(p.grad.address + (i + j) * n * p.grad_size) % 64) // p.grad_size
-        while start < n:
-            stop = min(stop, n)
-            emit(p, e[start:stop], j, start, y, q, capped, s)
-            if n >= PIECE or not p.dense:
-                write_out(p, i + j, e[start:stop], start)
-            start, stop = stop, stop + PIECE
-    if n < PIECE and p.dense:
-        write_out(p, i, view(one, s.tile, rows * n), np.int64(0))
-
-
-@jit()
-def emit(p: Any, e: Any, j: Any, start: Any, y: Any, q: Any, capped: Any, s: Any) -> None:
-    """The gradient of classes start .. start + e.size of the tile's j-th row, over their exponentials."""
-    of = e.dtype.type
-    scale = s.table[SCALE * TILE + j]
-    if scale == 0.0:
-        elements.fill(e, None, of(0))
-        return
-    of_p, of_q = (
-        s.table[OF_P * TILE + j],
-        scale * p.grad_scale / (1.0 if capped is not None else p.temperature),
-    )
-    slope = None
-    if capped is not None:
-        slope = slot(1.0, s.slope, j, p.classes, p.classes)[start : start + e.size]
-    weights = (of(of_p), low_part(of_p, of(of_p)), of(of_q), low_part(of_q, of(of_q)))
-    elements.weigh(e, cut(q, start, start + e.size), slope, weights)
-    if start <= y < start + e.size:
-        at_y = s.table[AT_Y * TILE + j]
-        if slope is not None:
-            at_y *= slope[y - start]
-        e[y - start] = of(at_y)
-
-
-@jit()
-def write_out(p: Any, i: Any, e: Any, start: Any) -> None:
-    """The gradient from row i, class `start` on: in a dense output any number of rows."""
-    if p.dense:
-        at = i * p.classes + start
-        if p.grad_size == e.itemsize:
-            copy_bytes(p.grad.address + at * e.itemsize, e.ctypes.data, e.size * e.itemsize, p.past_caches)
+        if get(1.0, s.table + j * 8 + SCALE) == 0.0:  # times 0, which NaN would survive
+            elements.fill(view(one, s.tile + j * p.width * size_of(one), n), None, type(one)(0))
+        out, weights = get(np.int64(0), s.table + j * 8 + OUT), weights_of(p, one, j, smooth, s)
+        if p.past_caches:
+            stream_row(p, one, into, j, rows - 1, out, weights, capped, s)
         else:
-            scatter_flat(e, p.grad, at)
-    else:
-        scatter(e, p.grad, i // p.inner, i % p.inner, start)
+            emit(p, one, into, j, np.int64(0), n, out, weights, capped, s, None)
 
 
 @jit()
 def work(
-    worker: Any, first: Any, last: Any, parameters: Any, one: Any, smooth: Any, affine: Any, capped: Any,
-    grad: Any,
+    worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, plain: Any, smooth: Any,
+    affine: Any, capped: Any, grad: Any,
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
-    partial = view(1.0, p.partial, 2 * last)
-    n, most = p.classes, p.tile
+    partial, wide = p.partial, size_of(one) == 8
+    size, table = BLOCK * size_of(one), VALUES * COLUMN
     s = Scratch(
-        slot(one, p.blocks, 3 * worker, BLOCK, BLOCK),
-        slot(one, p.blocks, 3 * worker + 1, BLOCK, BLOCK),
-        slot(1.0, p.curves, worker, BLOCK, BLOCK),
-        view(one, p.bias, n if p.bias else 0),
-        view(one, p.bias_lo, n if p.bias else 0),
-        slot(1.0, p.table, worker, VALUES * TILE, VALUES * TILE),
+        p.blocks + 2 * worker * size,
+        p.blocks + (2 * worker + 1) * size,
+        p.curves + worker * BLOCK * 8,
+        p.table + worker * (table + LINE),
         p.exponentials + worker * p.tile_bytes,
-        p.lows + worker * p.tile_bytes if p.lows else 0,
-        p.slopes + worker * most * n * 8,
+        p.lows + worker * p.tile_bytes,
+        p.slopes + worker * p.tile * p.width * 8,
+        p.table + worker * (table + LINE) + table,
     )
-    q = None
-    if smooth is not None:
-        q = view(1.0, p.shared_mass, n)
+    losses, z_losses = s.table + LOSS, s.table + Z_LOSS
     for chunk in range(first, last):
         total, error, z_total, z_error = 0.0, 0.0, 0.0, 0.0
         stop = min(p.rows, (chunk + 1) * p.chunk)
-        for i in range(chunk * p.chunk, stop, most):
-            rows = min(most, stop - i)
-            statistics(p, one, i, rows, affine, capped, q, s)
-            settle(s.table, rows, p, 1.0 if capped is not None else p.temperature)
-            losses, z_losses = (
-                s.table[LOSS * TILE : (LOSS + 1) * TILE],
-                s.table[Z_LOSS * TILE : (Z_LOSS + 1) * TILE],
-            )
-            total, error = add(total, error, sum_up(losses, rows, s.z))
+        for i in range(chunk * p.chunk, stop, p.tile):
+            rows = min(p.tile, stop - i)
+            statistics(p, of, one, i, rows, plain, smooth, affine, capped, s)
+            settle(s.table, rows, p)
+            total, error = add(total, error, sum_up(losses, rows, wide))
             if p.z_loss != 0.0:
-                z_total, z_error = add(z_total, z_error, sum_up(z_losses, rows, s.z))
+                z_total, z_error = add(z_total, z_error, sum_up(z_losses, rows, wide))
             for j in range(rows):
                 if p.loss:
-                    view(one, p.loss, p.rows)[i + j] = losses[j]
+                    put(one, p.loss + (i + j) * size_of(one), get(1.0, losses + j * 8))
                 if p.z_loss_rows:
-                    view(one, p.z_loss_rows, p.rows)[i + j] = z_losses[j]
+                    put(one, p.z_loss_rows + (i + j) * size_of(one), get(1.0, z_losses + j * 8))
             if grad is not None:
-                write_tile(p, one, i, rows, q, capped, s)
-        partial[2 * chunk] = finish(total, error)
-        partial[2 * chunk + 1] = finish(z_total, z_error)
+                write_tile(p, one, into, rows, smooth, capped, s)
+        put(1.0, partial + chunk * 16, finish(total, error))
+        put(1.0, partial + chunk * 16 + 8, finish(z_total, z_error))
     if p.past_caches:
         fence()

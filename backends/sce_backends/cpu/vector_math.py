@@ -1,4 +1,4 @@
-"""Scalar functions that LLVM turns into vector code, with their error bounds.
+"""Mathematical functions with their error bounds: of vectors (simd.py), and scalar ones that LLVM vectorises.
 
 Numba from PyPI has no vector math library: `np.exp` in a loop is a scalar call, and `max` over floats never
 vectorises. These do: plain arithmetic, a bit cast and LLVM intrinsics.
@@ -18,8 +18,12 @@ from llvmlite import ir
 from numba.extending import overload
 
 from .cache import inline, intrinsic
+from .memory import size_of
+from .simd import exponent, fused, select, splat, split
 
 F32, F64, I32, I64 = nb.float32, nb.float64, nb.int32, nb.int64
+LN2, LOG2E = 0.6931471805599453, 1.4426950408889634
+LN2_HIGH, LN2_LOW = 0.6931471805582987, 1.6465949582897082e-12  # 37 bits, so that k LN2_HIGH is exact
 
 
 @intrinsic
@@ -222,3 +226,114 @@ def log1p(x: Any) -> Any:
     n = np.float64(k)
     small = s * (half + z * p) + (n * 1.9082149292705877e-10 + lost / u)
     return n * 0.6931471803691238 - ((half - small) - f)
+
+
+# Of vectors.
+
+
+def exponential(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
+    """2^-k exp(z + lo), where (shift, floor) = `shifted_by(k)`; lo is None or tiny beside z.
+
+    A pivot that is a multiple of ln 2 costs nothing: it is taken off the exponent, and where z - pivot would
+    be rounded, to some 40 ulp of exp at a difference of 80, z stays whole. n ln 2 = z to the nearest integer,
+    in two words (Cody and Waite 1980): z - n ln2_hi is exact, because the product is fused and what is left
+    has no more bits than z and ln2_hi. For |z| < FAR, or z below the floor, from where on the result is 0.
+
+    Within 1 ulp: half for the last rounding, a quarter for r's, 0.13 (float32) for the polynomial.
+    """
+
+
+FAR = 32768.0
+
+
+@inline()
+def shifted_by(k: Any, one: Any) -> Any:
+    """What `exponential` needs to know of k, a float64, for vectors of `one`'s type."""
+    of = type(one)
+    if size_of(one) == 4:
+        return of(12583039.0 - k), of((k - 127.0) * LN2)
+    return of(6755399441056767.0 - k), of((k - 1023.0) * LN2)
+
+
+def shifts_by(k: Any) -> Any:
+    """`shifted_by` of a vector's lanes."""
+
+
+@overload(shifts_by, jit_options={"forceinline": True})
+def _shifts_by(k: Any) -> Any:
+    def shifts32(k: Any) -> Any:
+        return F32(12583039.0) - k, (k - F32(127.0)) * F32(LN2)
+
+    def shifts64(k: Any) -> Any:
+        return 6755399441056767.0 - k, (k - 1023.0) * LN2
+
+    return shifts32 if k.of == F32 else shifts64
+
+
+@overload(exponential, jit_options={"forceinline": True})
+def _exponential(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
+    if z.of == F32:
+
+        def exponential32(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
+            above = z > floor
+            z = select(floor > z, floor, z)  # NaN stays
+            m = fused(z, F32(1.4426950408889634), shift)  # the low bits are n - k and the exponent's offset
+            n = m - shift
+            high = fused(n, F32(-0.693147182464599609375), z)
+            if lo is not None:
+                high = high + select(above, lo, F32(0))
+            r = fused(n, F32(1.9046542999577679e-09), high)
+            p = fused(r, F32(0.0013926183587713494), F32(0.008363179052722577))
+            p = fused(p, r, F32(0.041666554617204574))
+            p = fused(p, r, F32(0.16666576989698775))
+            p = fused(p, r, F32(0.5))
+            s = exponent(m)
+            return fused(s, fused(p * r, r, r), s)
+
+        return exponential32
+
+    def exponential64(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
+        above = z > floor
+        z = select(floor > z, floor, z)
+        m = fused(z, 1.4426950408889634, shift)
+        n = m - shift
+        high = fused(n, -0.6931471805599453, z)
+        low = n * -2.3190468138462996e-17
+        if lo is not None:
+            low = low + select(above, lo, 0.0)
+        r = high + low
+        low = low - (r - high)
+        p = fused(r, 2.0914694560351592e-09, 2.510522763655176e-08)
+        p = fused(p, r, 2.755727362486648e-07)
+        p = fused(p, r, 2.7557255374658744e-06)
+        p = fused(p, r, 2.4801587325562125e-05)
+        p = fused(p, r, 0.00019841269874840768)
+        p = fused(p, r, 0.0013888888888883744)
+        p = fused(p, r, 0.008333333333326129)
+        p = fused(p, r, 0.04166666666666667)
+        p = fused(p, r, 0.1666666666666667)
+        p = fused(p, r, 0.5)
+        s = exponent(m)
+        return fused(s, r + fused(p * r, r, low), s)
+
+    return exponential64
+
+
+@inline(fastmath=())
+def log1p_of(x: Any) -> Any:
+    """`log1p` of 8 float64."""
+    u = x + 1.0
+    lost = difference_error(x, splat(-1.0), u)
+    k, m = split(u)
+    f = m - 1.0
+    s = f / (f + 2.0)
+    z = s * s
+    p = fused(z, 0.146167211662876, 0.15331699634642276)
+    p = fused(p, z, 0.1818288978615799)
+    p = fused(p, z, 0.22222211125723262)
+    p = fused(p, z, 0.28571428626031065)
+    p = fused(p, z, 0.3999999999989938)
+    p = fused(p, z, 0.666666666666667)
+    half = f * f * 0.5
+    small = fused(s, fused(z, p, half), fused(k, 1.9082149292705877e-10, lost / u))
+    return fused(k, 0.6931471803691238, f - (half - small))

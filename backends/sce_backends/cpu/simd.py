@@ -1,0 +1,433 @@
+"""Vectors of one cache line as values of compiled code: what the loops of tiles.py and columns.py are made of.
+
+Numba leaves vectors to LLVM, which finds them where a loop is plain enough: not where a row ends in less than
+a vector, where two dtypes meet, where two arrays might overlap, or where one loop waits for the result of
+another. Here they are written down: `load(one, address, one) * 2.0 + x` is a vector of 16 float32 or of
+8 float64, on any processor; one with shorter registers takes several of them.
+
+Operators take two vectors of a type, or one and a number; a comparison gives a mask, for `select`. In memory
+functions `of` is a number of the type that lies there (memory.py), `one` one of the vector's own type: a load
+widens, a store rounds.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numba as nb
+from llvmlite import ir
+from numba.core import cgutils
+from numba.core.imputils import lower_builtin, lower_cast
+from numba.core.typeconv import Conversion
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import models, register_model
+
+from .cache import intrinsic
+
+LINE = 64  # bytes
+F32, F64 = nb.float32, nb.float64
+_WORD = ir.IntType(32)
+
+
+class Vector(nb.types.Type):  # type: ignore[misc]
+    """A cache line of numbers."""
+
+    def __init__(self, of: Any) -> None:
+        self.of, self.lanes = of, LINE * 8 // of.bitwidth
+        super().__init__(f"vector of {self.lanes} {of}")
+
+    def can_convert_from(self, typingctx: Any, other: Any) -> Any:
+        return Conversion.safe if isinstance(other, nb.types.Number) else None
+
+
+class Mask(nb.types.Type):  # type: ignore[misc]
+    """A yes or no for each lane."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        super().__init__(f"mask of {lanes}")
+
+
+def _ir(t: Any) -> Any:
+    if isinstance(t, Mask):
+        return ir.VectorType(ir.IntType(1), t.lanes)
+    return ir.VectorType(ir.FloatType() if t.of == F32 else ir.DoubleType(), t.lanes)
+
+
+@register_model(Vector)
+@register_model(Mask)
+class _Model(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _ir(fe_type))
+
+
+def _constant(t: Any, values: Any) -> Any:
+    return ir.Constant(t, [ir.Constant(t.element, value) for value in values])
+
+
+def _splat(builder: Any, value: Any, count: int) -> Any:
+    t = ir.VectorType(value.type, count)
+    one = builder.insert_element(ir.Constant(t, ir.Undefined), value, ir.Constant(_WORD, 0))
+    return builder.shuffle_vector(one, one, _constant(ir.VectorType(_WORD, count), [0] * count))
+
+
+def _call(builder: Any, name: str, result: Any, args: Any, **flags: Any) -> Any:
+    """An intrinsic of LLVM's."""
+    declared = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, declared, name), args, **flags)
+
+
+def _name(t: Any) -> str:
+    kind = {ir.FloatType(): "f32", ir.DoubleType(): "f64"}.get(t.element) or f"i{t.element.width}"
+    return f"v{t.count}{kind}"
+
+
+# Operators.
+
+
+@lower_cast(nb.types.Number, Vector)
+def _cast(context: Any, builder: Any, of: Any, to: Any, value: Any) -> Any:
+    return _splat(builder, context.cast(builder, value, of, to.of), to.lanes)
+
+
+def _operator(function: Any, emit: Any, arguments: int = 2, compares: bool = False) -> None:
+    @infer_global(function)
+    class _Template(AbstractTemplate):  # type: ignore[misc]
+        def generic(self, args: Any, kws: Any) -> Any:
+            vectors = [a for a in args if isinstance(a, Vector)]
+            if len(args) != arguments or not vectors or any(a != vectors[0] for a in vectors):
+                return None
+            result = Mask(vectors[0].lanes) if compares else vectors[0]
+            return signature(result, *vectors[:1] * arguments)
+
+    @lower_builtin(function, *[Vector] * arguments)
+    def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return emit(builder, *args)
+
+
+_operator(operator.add, lambda builder, a, b: builder.fadd(a, b))
+_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b))
+_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b))
+_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))
+_operator(operator.neg, lambda builder, a: builder.fneg(a), arguments=1)
+_operator(operator.lt, lambda builder, a, b: builder.fcmp_ordered("<", a, b), compares=True)
+_operator(operator.gt, lambda builder, a, b: builder.fcmp_ordered(">", a, b), compares=True)
+_operator(operator.eq, lambda builder, a, b: builder.fcmp_ordered("==", a, b), compares=True)
+_operator(operator.ne, lambda builder, a, b: builder.fcmp_unordered("!=", a, b), compares=True)
+
+
+@intrinsic
+def fused(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+    t = next(x for x in (a, b, c) if isinstance(x, Vector))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _call(builder, f"llvm.fma.{_name(_ir(t))}", _ir(t), args)
+
+    return t(t, t, t), codegen
+
+
+@intrinsic
+def select(typingctx: Any, mask: Any, a: Any, b: Any) -> Any:
+    """a where the mask says yes, else b. `select(a > b, a, b)` is one instruction: b where one is NaN."""
+    t = a if isinstance(a, Vector) else b
+    return t(mask, t, t), lambda context, builder, signature, args: builder.select(*args)
+
+
+@intrinsic
+def rounded(typingctx: Any, x: Any) -> Any:
+    """To the nearest integers."""
+    name = f"llvm.rint.{_name(_ir(x))}"
+    return x(x), lambda context, builder, signature, args: _call(builder, name, _ir(x), args)
+
+
+@intrinsic
+def splat(typingctx: Any, x: Any) -> Any:
+    """A number in every lane."""
+    return Vector(x)(x), lambda context, builder, signature, args: _splat(builder, args[0], Vector(x).lanes)
+
+
+@intrinsic
+def first(typingctx: Any, one: Any, n: Any) -> Any:
+    """The mask of the lanes before n, which may be any number."""
+    lanes = Vector(one).lanes
+    return Mask(lanes)(one, nb.int64), lambda context, builder, signature, args: _before(
+        builder, args[1], lanes
+    )
+
+
+@intrinsic
+def only(typingctx: Any, one: Any, n: Any) -> Any:
+    """The mask of lane n, of none where there is no such lane."""
+    lanes = Vector(one).lanes
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers = _constant(ir.VectorType(_WORD, lanes), range(lanes))
+        return builder.icmp_signed("==", numbers, _splat(builder, builder.trunc(args[1], _WORD), lanes))
+
+    return Mask(lanes)(one, nb.int64), codegen
+
+
+@intrinsic
+def exponent(typingctx: Any, x: Any) -> Any:
+    """The low bits of each lane's mantissa, moved to where the exponent is: a power of 2."""
+    whole = ir.VectorType(ir.IntType(x.of.bitwidth), x.lanes)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        by = _constant(whole, [23 if x.of == F32 else 52] * x.lanes)
+        return builder.bitcast(builder.shl(builder.bitcast(args[0], whole), by), args[0].type)
+
+    return x(x), codegen
+
+
+@intrinsic
+def split(typingctx: Any, x: Any) -> Any:
+    """(k, f) of 8 positive normal float64 x = 2^k f, f from sqrt(1/2) to sqrt(2)."""
+    whole = ir.VectorType(ir.IntType(64), x.lanes)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits, by = builder.bitcast(args[0], whole), _constant(whole, [52] * x.lanes)
+        k = builder.ashr(builder.sub(bits, _constant(whole, [0x3FE6A09E667F3BCD] * x.lanes)), by)
+        f = builder.bitcast(builder.sub(bits, builder.shl(k, by)), args[0].type)
+        return context.make_tuple(builder, signature.return_type, [builder.sitofp(k, args[0].type), f])
+
+    return nb.types.UniTuple(x, 2)(x), codegen
+
+
+@intrinsic
+def largest(typingctx: Any, x: Any) -> Any:
+    """The largest lane, leaving NaN aside."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, count = args[0], x.lanes
+        while count > 1:
+            count //= 2
+            half = ir.VectorType(_WORD, count)
+            low = builder.shuffle_vector(value, value, _constant(half, range(count)))
+            high = builder.shuffle_vector(value, value, _constant(half, range(count, 2 * count)))
+            value = builder.select(builder.fcmp_ordered(">", low, high), low, high)
+        return builder.extract_element(value, ir.Constant(_WORD, 0))
+
+    return x.of(x), codegen
+
+
+@intrinsic
+def anywhere(typingctx: Any, mask: Any) -> Any:
+    """Does any lane say yes?"""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], ir.IntType(mask.lanes))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return nb.boolean(mask), codegen
+
+
+@intrinsic
+def total(typingctx: Any, x: Any) -> Any:
+    """The sum of the lanes, in pairs."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, count = args[0], x.lanes
+        while count > 1:
+            count //= 2
+            half = ir.VectorType(_WORD, count)
+            low = builder.shuffle_vector(value, value, _constant(half, range(count)))
+            high = builder.shuffle_vector(value, value, _constant(half, range(count, 2 * count)))
+            value = builder.fadd(low, high)
+        return builder.extract_element(value, ir.Constant(_WORD, 0))
+
+    return x.of(x), codegen
+
+
+@intrinsic
+def halves(typingctx: Any, x: Any) -> Any:
+    """The first and the last 8 of 16 float32 as float64."""
+    wide = Vector(F64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        part = ir.VectorType(_WORD, wide.lanes)
+        found = [
+            builder.fpext(
+                builder.shuffle_vector(args[0], args[0], _constant(part, range(k, k + wide.lanes))), _ir(wide)
+            )
+            for k in (0, wide.lanes)
+        ]
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return nb.types.UniTuple(wide, 2)(x), codegen
+
+
+@intrinsic
+def joined(typingctx: Any, a: Any, b: Any) -> Any:
+    """The way back, rounded."""
+    narrow = Vector(F32)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        part = ir.VectorType(ir.FloatType(), a.lanes)
+        low, high = (builder.fptrunc(x, part) for x in args)
+        return builder.shuffle_vector(
+            low, high, _constant(ir.VectorType(_WORD, narrow.lanes), range(narrow.lanes))
+        )
+
+    return narrow(a, b), codegen
+
+
+# Memory.
+
+
+def _memory_type(of: Any, lanes: int) -> Any:
+    bits = {nb.int16: ir.IntType(16), nb.uint16: ir.IntType(16), F32: ir.FloatType(), F64: ir.DoubleType()}
+    return ir.VectorType(bits[of], lanes)
+
+
+def _widen(builder: Any, of: Any, value: Any, one: Any) -> Any:
+    count = value.type.count
+    if of == F32 and one == F64:
+        return builder.fpext(value, ir.VectorType(ir.DoubleType(), count))
+    if of == nb.int16:
+        halves = builder.bitcast(value, ir.VectorType(ir.HalfType(), count))
+        return builder.fpext(halves, ir.VectorType(ir.FloatType(), count))
+    if of == nb.uint16:
+        words = ir.VectorType(_WORD, count)
+        moved = builder.shl(builder.zext(value, words), _constant(words, [16] * count))
+        return builder.bitcast(moved, ir.VectorType(ir.FloatType(), count))
+    return value
+
+
+def _narrow(builder: Any, of: Any, value: Any) -> Any:
+    count = value.type.count
+    if of == nb.int16:
+        halves = builder.fptrunc(value, ir.VectorType(ir.HalfType(), count))
+        return builder.bitcast(halves, ir.VectorType(ir.IntType(16), count))
+    if of == nb.uint16:
+        words = ir.VectorType(_WORD, count)
+        bits = builder.bitcast(value, words)
+        sixteen = _constant(words, [16] * count)
+        odd = builder.and_(builder.lshr(bits, sixteen), _constant(words, [1] * count))
+        rounded = builder.add(bits, builder.add(odd, _constant(words, [0x7FFF] * count)))
+        # Rounding would carry a NaN's mantissa into the exponent.
+        nan = builder.fcmp_unordered("uno", value, value)
+        kept = builder.select(nan, _constant(words, [0x7FC00000] * count), rounded)
+        return builder.trunc(builder.lshr(kept, sixteen), ir.VectorType(ir.IntType(16), count))
+    return value
+
+
+@intrinsic
+def load(typingctx: Any, of: Any, address: Any, one: Any) -> Any:
+    """The vector at an address."""
+    t = _memory_type(of, Vector(one).lanes)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[1], t.as_pointer())
+        return _widen(builder, of, builder.load(place, align=of.bitwidth // 8), one)
+
+    return Vector(one)(of, nb.int64, one), codegen
+
+
+def _before(builder: Any, n: Any, lanes: int) -> Any:
+    """The mask of the lanes before n."""
+    numbers = _constant(ir.VectorType(_WORD, lanes), range(lanes))
+    return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(n, _WORD), lanes))
+
+
+def _masked_load(builder: Any, of: Any, address: Any, mask: Any) -> Any:
+    t = _memory_type(of, mask.type.count)
+    place, align = builder.inttoptr(address, t.as_pointer()), ir.Constant(_WORD, of.bitwidth // 8)
+    nothing = _constant(t, [0] * t.count)
+    return _call(builder, f"llvm.masked.load.{_name(t)}.p0", t, [place, align, mask, nothing])
+
+
+def _masked_store(builder: Any, of: Any, address: Any, value: Any, mask: Any) -> None:
+    value = _narrow(builder, of, value)
+    place, align = builder.inttoptr(address, value.type.as_pointer()), ir.Constant(_WORD, of.bitwidth // 8)
+    name = f"llvm.masked.store.{_name(value.type)}.p0"
+    _call(builder, name, ir.VoidType(), [value, place, align, mask])
+
+
+@intrinsic
+def load_first(typingctx: Any, of: Any, address: Any, one: Any, n: Any, other: Any) -> Any:
+    """Its first n lanes; `other`, a number, in those that follow, whose memory is not touched."""
+    vector = Vector(one)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        mask = _before(builder, args[3], vector.lanes)
+        found = _widen(builder, of, _masked_load(builder, of, args[1], mask), one)
+        return builder.select(mask, found, _splat(builder, args[4], vector.lanes))
+
+    return vector(of, nb.int64, one, nb.int64, one), codegen
+
+
+@intrinsic
+def store(typingctx: Any, of: Any, address: Any, x: Any) -> Any:
+    """A vector to an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = _narrow(builder, of, args[2])
+        builder.store(value, builder.inttoptr(args[1], value.type.as_pointer()), align=of.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return nb.void(of, nb.int64, x), codegen
+
+
+@intrinsic
+def store_first(typingctx: Any, of: Any, address: Any, x: Any, n: Any) -> Any:
+    """Its first n lanes; the memory after them is not touched."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _masked_store(builder, of, args[1], args[2], _before(builder, args[3], x.lanes))
+        return context.get_dummy_value()
+
+    return nb.void(of, nb.int64, x, nb.int64), codegen
+
+
+@intrinsic
+def stream(typingctx: Any, of: Any, address: Any, x: Any) -> Any:
+    """A vector past the caches to an address that is a multiple of its size in memory."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = _narrow(builder, of, args[2])
+        t = value.type
+        at = builder.inttoptr(args[1], t.as_pointer())
+        stored = builder.store(value, at, align=t.count * of.bitwidth // 8)
+        past_caches = builder.module.add_metadata([ir.Constant(_WORD, 1)])
+        stored.set_metadata("nontemporal", past_caches)
+        return context.get_dummy_value()
+
+    return nb.void(of, nb.int64, x), codegen
+
+
+@intrinsic
+def transpose(
+    typingctx: Any, of: Any, one: Any, into: Any, source: Any, apart: Any, n: Any, to: Any, to_apart: Any, m: Any
+) -> Any:
+    """As many vectors as one has lanes, `apart` bytes from one to the next, become the lanes of those at `to`.
+
+    Of each of them n lanes are read, and m lanes written.
+    """
+    lanes = Vector(one).lanes
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, _, _, source, apart, n, to, to_apart, m = args
+        mask, vectors = _before(builder, n, lanes), []
+        for _ in range(lanes):
+            vectors.append(_widen(builder, of, _masked_load(builder, of, source, mask), one))
+            source = builder.add(source, apart)
+        step = 1
+        while step < lanes:  # of each block of 2 step x 2 step, the corners beside the diagonal change places
+            low = [j if not j & step else lanes + j - step for j in range(lanes)]
+            high = [j + step if not j & step else lanes + j for j in range(lanes)]
+            low, high = (_constant(ir.VectorType(_WORD, lanes), x) for x in (low, high))
+            for k in range(lanes):
+                if not k & step:
+                    a, b = vectors[k], vectors[k + step]
+                    vectors[k] = builder.shuffle_vector(a, b, low)
+                    vectors[k + step] = builder.shuffle_vector(a, b, high)
+            step *= 2
+        mask = _before(builder, m, lanes)
+        for vector in vectors:
+            _masked_store(builder, into, to, vector, mask)
+            to = builder.add(to, to_apart)
+        return context.get_dummy_value()
+
+    return nb.void(of, one, into, *[nb.int64] * 6), codegen
