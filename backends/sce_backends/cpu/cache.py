@@ -41,6 +41,7 @@ def directory() -> Path | None:
 
 def jit(**options: Any) -> Any:
     """`numba.njit` with this package's conventions: NumPy's division, and the cache above."""
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **options}
     return _cached(numba.njit, error_model="numpy", **options)
 
 
@@ -75,7 +76,7 @@ def inline(fastmath: Any = frozenset({"contract"})) -> Any:
 
     Numba's `inline="always"` would give it the caller's, and `reassoc` there folds error terms to zero.
     """
-    return numba.njit(error_model="numpy", forceinline=True, fastmath=set(fastmath))
+    return numba.njit(error_model="numpy", forceinline=True, fastmath=set(fastmath), no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def intrinsic(function: Any) -> Any:

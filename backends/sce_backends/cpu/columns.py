@@ -22,7 +22,6 @@ from .simd import (
     F32,
     LINE,
     anywhere,
-    fused,
     halves,
     joined,
     load,
@@ -53,14 +52,16 @@ from .tiles import (
     Z_LOSS,
     address_in,
     exponential_of,
+    far_from,
     low_of,
     settle,
     sloped,
     sum_up,
+    weighted,
 )
 from .transforms import affine as affine_of
 from .transforms import reciprocal, soft_cap
-from .vector_math import FAR, LN2_HIGH, LN2_LOW, LOG2E, add, difference_error, finish, shifts_by
+from .vector_math import LN2_HIGH, LN2_LOW, LOG2E, add, difference_error, finish, shifts_by
 
 # Addresses. x, lo: columns of p.tile numbers of the compute dtype, one a class; slope: the same in float64; curve:
 # a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; lines: of the gradient's
@@ -176,7 +177,7 @@ def _cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> An
     def column32(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> None:
         for j in range(k * p.tile, (k + 1) * p.tile, 16):
             x = load(one, s.x + j * 4, one)
-            z, lo = soft_cap(x, p, splat(bias), s.slope + j * 8)
+            z, lo = soft_cap(x, p, splat(bias), splat(bias_lo), s.slope + j * 8)
             store(one, s.x + j * 4, z)
             store(one, s.lo + j * 4, lo)
 
@@ -186,7 +187,7 @@ def _cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> An
         slope, curve = view(one, s.slope + at, p.tile), view(one, s.curve, p.tile)
         elements.soft_cap(x, lo, slope, curve, p.temperature, p.softcap, view(one, 0, 0))
         for j in range(p.tile):
-            x[j], lo[j] = elements.plus(x[j], lo[j], bias)
+            x[j], lo[j] = elements.plus(x[j], lo[j] + bias_lo, bias)
 
     return column32 if one == types.float32 else column64
 
@@ -195,7 +196,7 @@ def _cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> An
 def statistics(p: Any, one: Any, smooth: Any, affine: Any, s: Any) -> None:
     """The inputs of `settle`, and the exponentials over x, with 0 at each row's class."""
     column, size, zero = p.tile * size_of(one), size_of(one), splat(type(one)(0))
-    lo = address_in(s.lo, np.int64(0), affine)
+    lo, far = address_in(s.lo, np.int64(0), affine), type(one)(far_from(p, one))
     for j in range(0, p.tile, LINE // size):
         x, cell = s.x + j * size, s.table + j * 8
         y, top = load(one, s.y + j * size, one), load(one, x, one)
@@ -204,7 +205,7 @@ def statistics(p: Any, one: Any, smooth: Any, affine: Any, s: Any) -> None:
             top = select(z > top, z, top)
         # As in tiles.py, a pivot is k ln 2, and where that is not exact, the maximum itself. Each lane has its
         # own: a row's bits must not depend on its neighbours.
-        near = select(top * top < FAR * FAR, top, zero)
+        near = select(top * top < far * far, top, zero)
         base, by = select(near == top, zero, top), rounded(near * type(one)(LOG2E))
         if anywhere(base != zero):
             put_exp(p, one, x, y, base, by, smooth, address_in(lo, j * size, lo), cell)
@@ -213,10 +214,7 @@ def statistics(p: Any, one: Any, smooth: Any, affine: Any, s: Any) -> None:
         put_wide(cell + PIVOT, by)
         put_wide(cell + AT_Y, base)
         for part in range(0, LINE // size, LINE // 8):
-            total = splat(0.0)
-            for k in range(p.classes):
-                total = total + load(one, x + k * column + part * size, 0.0)
-            store(1.0, cell + part * 8 + REST, total)
+            store(1.0, cell + part * 8 + REST, sum_down(one, x + part * size, column, p.classes))
     counted = p.classes - 1 if p.labels else p.classes
     for at in range(s.table, s.table + p.tile * 8, LINE):
         by, base, z_y = load(1.0, at + PIVOT, 1.0), load(1.0, at + AT_Y, 1.0), load(1.0, at + GAP, 1.0)
@@ -232,6 +230,30 @@ def statistics(p: Any, one: Any, smooth: Any, affine: Any, s: Any) -> None:
             store(1.0, at + DOT, others * get(1.0, p.shared_mass))
         else:
             store(1.0, at + DOT, splat(0.0))
+
+
+def sum_down(one: Any, x: Any, column: Any, n: Any) -> Any:
+    """The sums of n columns at x, of 8 rows in float64."""
+
+
+@overload(sum_down, jit_options={"error_model": "numpy"})
+def _sum_down(one: Any, x: Any, column: Any, n: Any) -> Any:
+    def sums32(one: Any, x: Any, column: Any, n: Any) -> Any:
+        total = splat(0.0)
+        for k in range(n):
+            total = total + load(one, x + k * column, 0.0)
+        return total
+
+    def sums64(one: Any, x: Any, column: Any, n: Any) -> Any:
+        total, lost = splat(0.0), splat(0.0)
+        for k in range(n):  # Knuth's two-sum
+            value = load(one, x + k * column, 0.0)
+            new = total + value
+            lost = lost + difference_error(total, -value, new)
+            total = new
+        return total + lost
+
+    return sums32 if one == F32 else sums64
 
 
 @jit()
@@ -302,6 +324,21 @@ def _in_parts(one: Any, at: Any) -> Any:
     return parts32 if one == types.float32 else parts64
 
 
+def parts_if(one: Any, at: Any, on: Any) -> Any:
+    """`in_parts`, or None where `on` is."""
+
+
+@overload(parts_if, jit_options={"forceinline": True})
+def _parts_if(one: Any, at: Any, on: Any) -> Any:
+    def nothing(one: Any, at: Any, on: Any) -> Any:
+        return None
+
+    def parts(one: Any, at: Any, on: Any) -> Any:
+        return in_parts(one, at)
+
+    return nothing if isinstance(on, types.NoneType) else parts
+
+
 @jit()
 def gradient(p: Any, one: Any, smooth: Any, capped: Any, s: Any) -> None:
     """The gradient over the exponentials."""
@@ -310,12 +347,14 @@ def gradient(p: Any, one: Any, smooth: Any, capped: Any, s: Any) -> None:
         x, cell = s.x + j * size, s.table + j * 8
         y, c_and_lo, at_y = load(one, s.y + j * size, one), in_parts(one, cell + OF_P), in_parts(one, cell + AT_Y)
         c, c_lo = c_and_lo
-        minus = splat(type(one)(0))
         if smooth is not None:
-            minus = in_parts(one, cell + SCALE)[0] * type(one)(p.of_q * get(1.0, p.shared_mass))
+            for at in range(cell, cell + LINE * 8 // size, LINE):  # to where `settle` has read
+                mass = load(1.0, at + SCALE, 1.0) * (p.of_q * get(1.0, p.shared_mass))
+                store(1.0, at + DOT, mass)
+        less = parts_if(one, cell + DOT, smooth)
         for k in range(p.classes):
             e = load(one, x + k * column, one)
-            g = select(y == type(one)(k), at_y[0], fused(e, c, e * c_lo - minus))
+            g = select(y == type(one)(k), at_y[0], weighted(e, c, c_lo, less))
             slope = address_in(s.slope, (k * p.tile + j) * 8, capped)
             store(one, x + k * column, sloped(g, slope, 0))
 

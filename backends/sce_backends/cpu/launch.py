@@ -69,20 +69,20 @@ def _call(typingctx: Any, function: Any, worker: Any, first: Any, last: Any, par
     return nb.void(*[nb.int64] * 5), codegen
 
 
-@jit(parallel=True, nogil=True)
+@jit(parallel=True, nogil=True, no_cpython_wrapper=False)
 def launch(function: Any, parameters: Any, chunks: Any, workers: Any) -> None:
     """Run a kernel over all chunks."""
     for w in prange(workers):
         _call(function, w, chunks * w // workers, chunks * (w + 1) // workers, parameters)
 
 
-@jit(nogil=True)
+@jit(nogil=True, no_cpython_wrapper=False)
 def launch_here(function: Any, parameters: Any, chunks: Any) -> None:
     """The same on the calling thread: waking the others costs more than a small problem takes."""
     _call(function, 0, 0, chunks, parameters)
 
 
-@jit()
+@jit(no_cpython_wrapper=False)
 def sum_up(partial: Any) -> Any:
     """The sums over all chunks of the losses and of their z-loss parts."""
     total, error, z_total, z_error = 0.0, 0.0, 0.0, 0.0

@@ -150,8 +150,9 @@ def _transform(
             at = x + i * 16 * size_of(of)
             prefetch(at + AHEAD)
             bias = load(one, p.bias + start * 4 + i * LINE, one)
+            bias_lo = load(one, p.bias_lo + start * 4 + i * LINE, one)
             found = load_first(of, at, one, n - i * 16, type(one)(0))
-            high, low = soft_cap(found, p, bias, slope + i * 2 * LINE)
+            high, low = soft_cap(found, p, bias, bias_lo, slope + i * 2 * LINE)
             store(one, z + i * LINE, high)
             store(one, lo + i * LINE, low)
 
@@ -170,13 +171,11 @@ def _transform(
 
 
 @jit()
-def highest(of: Any, one: Any, z: Any, n: Any, ahead: Any) -> Any:
+def highest(of: Any, one: Any, z: Any, n: Any) -> Any:
     """The largest of n classes, leaving NaN aside."""
     lanes, low = LINE // size_of(one), type(one)(-np.inf)
     top, step = splat(low), lanes * size_of(of)
     for k in range(n // lanes):
-        if ahead is not None:
-            prefetch(z + k * step + AHEAD)
         x = load(of, z + k * step, one)
         top = select(x > top, x, top)
     if n % lanes:
@@ -193,7 +192,7 @@ def highest_of_row(
     for start in range(0, p.classes, BLOCK):
         n = min(BLOCK, p.classes - start)
         z, _ = read(p, of, one, row, start, n, j, plain, affine, capped, s)
-        found = highest(witness(of, one, plain), one, z, n, plain)
+        found = highest(witness(of, one, plain), one, z, n)
         top = found if found > top else top
     return top
 
@@ -299,9 +298,17 @@ def sum_gaps(of: Any, one: Any, z: Any, lo: Any, n: Any, pivot: Any, at: Any) ->
 
 
 @jit()
-def set_pivot(of: Any, top: Any) -> Any:
-    """(k, base): what to take off near `top`, k ln 2 or, where that could not be exact, a base."""
-    if abs(top) < FAR:
+def far_from(p: Any, one: Any) -> Any:
+    """From where on k ln 2 is no pivot: where it would not be exact; in float64, where z_loss asks for the
+    logarithm of a sum that may be near 1, everywhere: of its largest term not an ulp may be lost.
+    """
+    return 0.0 if size_of(one) == 8 and p.z_loss != 0.0 else FAR
+
+
+@jit()
+def set_pivot(p: Any, top: Any) -> Any:
+    """(k, base, far): what to take off near `top`, k ln 2 or, where that is too far, a base."""
+    if abs(top) < far_from(p, top):
         return np.rint(np.float64(top) * LOG2E), type(top)(0), False
     return 0.0, top, True
 
@@ -340,15 +347,15 @@ def long_row(
     top, known, k, base, far = type(one)(0), False, 0.0, type(one)(0), False
     if size_of(one) == 8:
         top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
-        k, base, far = set_pivot(of, top)
+        k, base, far = set_pivot(p, top)
     rest, error, dot, dot_error, ahead = 0.0, 0.0, 0.0, 0.0, address_in(np.int64(AHEAD), 0, plain)
     start = np.int64(0)
     while start < n:
         size = min(BLOCK, n - start)
         z, lo = read(p, of, one, row, start, size, j, plain, affine, capped, s)
         if start == 0 and not known:
-            top = highest(kind, one, z, size, None)
-            k, base, far = set_pivot(of, top)
+            top = highest(kind, one, z, size)
+            k, base, far = set_pivot(p, top)
         to = e + start * size_of(one)
         if far:
             m = put_exp(kind, one, z, lo, size, k, base, to, ahead)
@@ -356,7 +363,7 @@ def long_row(
             m = put_exp(kind, one, z, lo, size, k, None, to, ahead)
         if not known and m > top + SLACK:
             top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
-            k, base, far = set_pivot(of, top)
+            k, base, far = set_pivot(p, top)
             rest, error, dot, dot_error, start = 0.0, 0.0, 0.0, 0.0, np.int64(0)
             continue
         at = y - start if start <= y < start + size else np.int64(-1)
@@ -391,13 +398,13 @@ def short_rows(
     for j in range(rows):
         cell = s.table + j * 8
         z, _ = read(p, of, one, get(np.int64(0), cell + ROW), np.int64(0), n, j, plain, affine, capped, s)
-        put(1.0, cell + PIVOT, highest(kind, one, z, n, None))
+        put(1.0, cell + PIVOT, highest(kind, one, z, n))
     ahead = address_in(p.tile * n * size_of(of), 0, plain)
     for j in range(rows):
         cell = s.table + j * 8
         e, y = s.tile + j * p.width * size_of(one), np.int64(get(1.0, cell + TARGET))
         z, lo = reread(p, one, j, plain, affine, s)
-        k, base, far = set_pivot(of, type(one)(get(1.0, cell + PIVOT)))
+        k, base, far = set_pivot(p, type(one)(get(1.0, cell + PIVOT)))
         keep_pivot(s, j, kind, k, base, z, lo, y)
         if smooth is not None:
             put(1.0, cell + DOT, gaps_of(p, kind, one, z, lo, n, k, base, y))
@@ -512,17 +519,32 @@ def sum_up(x: Any, n: Any, wide: Any) -> Any:
     return finish(total, error)
 
 
+def weighted(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
+    """(c + c_lo) e, less the sum of `less`, which is None or has two parts, too."""
+
+
+@overload(weighted, jit_options={"forceinline": True})
+def _weighted(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
+    def whole(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
+        return fused(e, c, e * c_lo)
+
+    def rest(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
+        return fused(e, c, -less[0]) + fused(e, c_lo, -less[1])
+
+    return whole if isinstance(less, types.NoneType) else rest
+
+
 @jit()
 def weigh(
     one: Any, into: Any, e: Any, out: Any, n: Any, weights: Any, y: Any, slope: Any, past_caches: Any
 ) -> None:
-    """n classes of a gradient, (c + c_lo) e_k - minus, times their slopes, and at_y at class y."""
-    c, c_lo, minus, at_y = weights
+    """n classes of a gradient, c e_k - minus, times their slopes, and at_y at class y; c and minus in two parts."""
+    c, c_lo, less, at_y = weights
     lanes, size = LINE // size_of(one), LINE // size_of(one) * size_of(into)
-    by, by_lo, less, here = splat(c), splat(c_lo), splat(minus), splat(at_y)
+    here = splat(at_y)
     for i in range(n // lanes):
         x = load(one, e + i * LINE, one)
-        g = select(only(one, y - i * lanes), here, fused(x, by, x * by_lo - less))
+        g = select(only(one, y - i * lanes), here, weighted(x, c, c_lo, less))
         if past_caches is None:
             store(into, out + i * size, sloped(g, slope, i))
         else:
@@ -530,7 +552,7 @@ def weigh(
     if n % lanes:
         i = n // lanes
         x = load(one, e + i * LINE, one)
-        g = select(only(one, y - i * lanes), here, fused(x, by, x * by_lo - less))
+        g = select(only(one, y - i * lanes), here, weighted(x, c, c_lo, less))
         store_first(into, out + i * size, sloped(g, slope, i), n % lanes)
 
 
@@ -591,13 +613,15 @@ def emit(
 
 @jit()
 def weights_of(p: Any, one: Any, j: Any, smooth: Any, s: Any) -> Any:
-    """(c, c_lo, minus, at_y) of the tile's j-th row: elsewhere than at its class c e_k - minus."""
+    """`weigh`'s, of the tile's j-th row."""
     cell = s.table + j * 8
     of_p = get(1.0, cell + OF_P)
-    c, minus = type(one)(of_p), type(one)(0)
-    if smooth is not None:
-        minus = type(one)(get(1.0, cell + SCALE) * p.of_q * get(1.0, p.shared_mass))
-    return c, low_part(of_p, c), minus, type(one)(get(1.0, cell + AT_Y))
+    c, at_y = type(one)(of_p), type(one)(get(1.0, cell + AT_Y))
+    if smooth is None:
+        return c, low_part(of_p, c), None, at_y
+    mass = get(1.0, cell + SCALE) * p.of_q * get(1.0, p.shared_mass)
+    less = type(one)(mass)
+    return c, low_part(of_p, c), (less, low_part(mass, less)), at_y
 
 
 @jit()
@@ -632,6 +656,8 @@ def write_tile(p: Any, one: Any, into: Any, rows: Any, smooth: Any, capped: Any,
     for j in range(rows):
         if get(1.0, s.table + j * 8 + SCALE) == 0.0:  # times 0, which NaN would survive
             elements.fill(view(one, s.tile + j * p.width * size_of(one), n), None, type(one)(0))
+            if capped is not None:
+                elements.fill(view(1.0, s.slope + j * p.width * 8, n), None, 0.0)
         out, weights = get(np.int64(0), s.table + j * 8 + OUT), weights_of(p, one, j, smooth, s)
         if p.past_caches:
             stream_row(p, one, into, j, rows - 1, out, weights, capped, s)

@@ -33,8 +33,8 @@ def affine(x: Any, by: Any, by_lo: Any, bias: Any, bias_lo: Any) -> Any:
     return z, fused(x, by, -scaled) + (fused(x, by_lo, difference_error(scaled, -bias, z)) + bias_lo)
 
 
-def soft_cap(x: Any, p: Any, bias: Any, slope: Any) -> Any:
-    """(z, lo) with z + lo = cap tanh(x / (T cap)) + bias, of 16 float32; dz/dx to the address `slope`.
+def soft_cap(x: Any, p: Any, bias: Any, bias_lo: Any, slope: Any) -> Any:
+    """(z, lo) with z + lo = cap tanh(x / (T cap)) + bias + bias_lo, of 16 float32; dz/dx to the address `slope`.
 
     With E = exp(-2 |u|): tanh = (1 - E) / (1 + E) and its slope 4 E / (1 + E)^2, in float64, which leaves an
     error of cap 2^-53 in z. Infinities pass through.
@@ -42,15 +42,15 @@ def soft_cap(x: Any, p: Any, bias: Any, slope: Any) -> Any:
 
 
 @overload(soft_cap, jit_options={"forceinline": True})
-def _soft_cap(x: Any, p: Any, bias: Any, slope: Any) -> Any:
-    def soft_cap(x: Any, p: Any, bias: Any, slope: Any) -> Any:
+def _soft_cap(x: Any, p: Any, bias: Any, bias_lo: Any, slope: Any) -> Any:
+    def soft_cap(x: Any, p: Any, bias: Any, bias_lo: Any, slope: Any) -> Any:
         a, b = halves(x)
         c, d = halves(bias)
         z_a = _cap(a, p, slope) + c
         z_b = _cap(b, p, slope + LINE) + d
         z = joined(z_a, z_b)
         e, f = halves(z)
-        return z, joined(z_a - e, z_b - f)
+        return z, joined(z_a - e, z_b - f) + bias_lo
 
     return soft_cap
 
