@@ -3,8 +3,8 @@
     python bench/threads.py [--busy N] [--rounds N]
 
 The same kernel on the same chunks, in turns, in one process: alone on the calling thread, on the package's
-helpers, and in a loop of Numba's on the layer that NUMBA_THREADING_LAYER names. `--busy` keeps N other processes
-computing. This is the measurement behind sce_backends/cpu/threads.py.
+helpers, and in a loop of Numba's on the layer that NUMBA_THREADING_LAYER names. `--busy` keeps N other
+processes computing. This is the measurement behind sce_backends/cpu/threads.py.
 """
 
 from __future__ import annotations
