@@ -157,7 +157,7 @@ def test_a_child_forked_while_another_thread_computes_and_another_compiles(tmp_p
     while not done.is_set():
         if not (pid := os.fork()):
             signal.alarm(60)  # a deadlock ends here
-            os._exit(call() != want or np.isnan(sce.cross_entropy(X, Y, z_loss=0.1, backend="cpu")))
+            os._exit(int(call() != want or np.isnan(sce.cross_entropy(X, Y, z_loss=0.1, backend="cpu"))))
         children.append(pid)
         time.sleep(0.05)
     [t.join() for t in others]
@@ -394,7 +394,9 @@ def test_a_helper_that_comes_late_is_not_waited_for_and_does_nothing(monkeypatch
     did = []
     threads.together(did.append, 2)
     assert did == [0]
-    asleep.get().help()
+    late = threading.Thread(target=asleep.get().help)
+    late.start()
+    late.join()
     assert did == [0]
 
 

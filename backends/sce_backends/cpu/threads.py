@@ -82,7 +82,8 @@ def together(work: Callable[[int], None], workers: int) -> None:
     while shares:
         try:
             shares[-1].close()
-            failure = failure or shares.pop().failure
+            closed = shares.pop()
+            failure = failure or closed.failure
         except BaseException as exc:
             failure = failure or exc
     try:
