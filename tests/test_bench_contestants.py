@@ -57,10 +57,10 @@ def test_the_policies_of_a_backend():
     assert Backend("reference").buffers(SMALL) == ("fresh",)
 
 
-def test_every_option_reaches_a_backend(backend):
-    for task in suites.smoke():
-        if Backend(backend).refuses(task) is None:
-            assert {r.status for r in contest(task, [Backend(backend)], ONCE)} == {"ok"}, task
+@pytest.mark.parametrize("task", [*suites.smoke()], ids=str)
+def test_every_option_reaches_a_backend(task):
+    """The reference: `pytest bench` holds the others to it, which compile for each option."""
+    assert {r.status for r in contest(task, [Backend("reference")], ONCE)} == {"ok"}
 
 
 def module(monkeypatch, name, **names):

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from .contest import LIMITS
 from .markdown import number
-from .task import ITEMSIZE
 
 Document = dict[str, Any]
 Row = dict[str, Any]
@@ -123,12 +122,6 @@ def copied(row: Row) -> float | None:
     """Bytes that the copy of the same run moves in this row's time: a time whose unit is the machine's."""
     share: float | None = row["share_of_copy"]
     return row["bytes"] / share if share else None
-
-
-def over_copy(row: Row) -> float | None:
-    """This row's time over that of a copy of its matrix."""
-    moved = copied(row)
-    return None if moved is None else moved / (2 * row["n"] * row["c"] * ITEMSIZE[row["dtype"]])
 
 
 def share_of_limit(rows: Iterable[Row], row: Row) -> float | None:

@@ -61,7 +61,7 @@ def shifted_bits(typingctx: Any, x: Any) -> Any:
 
 
 def split_exp(d: Any, err: Any) -> Any:
-    """(scale, r, s) with exp(d + err) = scale * (1 + r + s), for d <= 0 and a tiny err.
+    """(scale, r, s) with exp(d + err) = scale * (1 + r + s), for d <= 40 and a tiny err.
 
     scale is a power of 2, |r| <= ln(2)/2 and s about r^2 / 2, with the rounding error of r. Kept apart, they
     cost the caller one large rounding instead of four. Meaningless below `lowest(d)`.
