@@ -10,9 +10,11 @@ wait for a thread that has no processor, and any number of callers get on at onc
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Lock, RLock, Thread
 from typing import Any
@@ -71,11 +73,13 @@ def together(work: Callable[[int], None], workers: int) -> None:
     shares: list[_Share] = []
     failure: BaseException | None = None
     try:
+        cores = _other_cores(workers) if workers > 1 else None
         for worker in range(1, workers):
-            if (inbox := _idle_helper(workers - 1)) is None:
+            if (helper := _idle_helper(workers - 1)) is None:
                 break
+            helper.move_to(cores)
             shares.append(_Share(work, worker))
-            inbox.put(shares[-1])
+            helper.inbox.put(shares[-1])
         work(0)
     except BaseException as exc:
         failure = exc
@@ -93,34 +97,65 @@ def together(work: Callable[[int], None], workers: int) -> None:
         del failure  # its traceback holds this frame
 
 
-_idle: deque[SimpleQueue[_Share]] = deque()  # the inboxes of helpers with nothing to do
+class _Helper(Thread):
+    """A thread that waits for shares. A daemon: it must not keep the process from ending."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"sce-{_helpers + 1}", daemon=True)
+        self.inbox: SimpleQueue[_Share] = SimpleQueue()
+        self._cores: set[int] | None = None
+
+    def run(self) -> None:
+        while True:
+            self.inbox.get().help()
+            _idle.append(self)
+
+    def move_to(self, cores: set[int] | None) -> None:
+        # Without an id, before it has started, the system would move the caller instead.
+        if cores and cores != self._cores and self.native_id is not None:
+            self._cores = cores
+            with suppress(OSError):  # some sandboxes forbid it
+                os.sched_setaffinity(self.native_id, cores)
+
+
+def _other_cores(workers: int) -> set[int] | None:
+    """Where helpers are to run, if the system lets us say: where the caller may, but not on its own core.
+
+    Linux likes to wake a thread on the core that wakes it. In a virtual machine, where an idle core may look
+    taken, the two then take turns on it for milliseconds while the other is idle.
+    """
+    if _current_core is None:
+        return None
+    cores = os.sched_getaffinity(0)
+    others = cores - {_current_core()}
+    return others if len(others) >= workers - 1 else cores
+
+
+_current_core: Any = None
+if hasattr(os, "sched_setaffinity"):
+    # PyDLL keeps the GIL: to give it away for so short a call could cost a turn of another thread's.
+    _current_core = getattr(ctypes.PyDLL(None), "sched_getcpu", None)
+
+_idle: deque[_Helper] = deque()
 _helpers = 0
 _starting = Lock()
 
 
-def _idle_helper(most: int) -> SimpleQueue[_Share] | None:
-    """The inbox of an idle helper, or of a new one where there are fewer than `most`."""
+def _idle_helper(most: int) -> _Helper | None:
+    """An idle helper, or a new one where there are fewer than `most`."""
     global _helpers
-    try:
+    with suppress(IndexError):
         return _idle.pop()
-    except IndexError:
-        pass
     with _starting:
         if _helpers >= most:
             return None
-        inbox: SimpleQueue[_Share] = SimpleQueue()
-        try:  # a daemon: it must not keep the process from ending
-            Thread(target=_serve, args=(inbox,), name=f"sce-{_helpers + 1}", daemon=True).start()
+        helper = _Helper()
+        try:
+            helper.start()
         except RuntimeError:  # no thread to be had, or the interpreter is ending: the caller does it alone
             return None
         _helpers += 1
-        return inbox
-
-
-def _serve(inbox: SimpleQueue[_Share]) -> None:
-    while True:
-        inbox.get().help()
-        _idle.append(inbox)
+        return helper
 
 
 def _after_fork() -> None:
