@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,10 +21,42 @@ from sce_backends.cpu import cache
 print(json.dumps([float(loss), str(cache.directory())]))
 """
 
+REFUSED = """
+import os, pathlib
+def refuse(*args, **options):
+    raise PermissionError(13, "Permission denied")
+pathlib.Path.write_bytes = pathlib.Path.mkdir = os.utime = refuse
+"""
+KILLED = """
+import os, pathlib, signal
+write, written = pathlib.Path.write_bytes, []
+def killed(path, data):
+    if len(written) == 2:
+        write(path, data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    written.append(path)
+    return write(path, data)
+pathlib.Path.write_bytes = killed
+"""
+THREADS = """
+import json, threading, numpy as np, sce
+start, seen = threading.Barrier(8), []
+def call():
+    start.wait()
+    loss, grad = sce.loss_and_grad(np.eye(4, dtype=np.float32), np.arange(4), backend="cpu")
+    seen.append(float(loss))
+threads = [threading.Thread(target=call) for _ in range(8)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+(loss,) = set(seen)
+assert len(seen) == 8
+print(json.dumps([loss, ""]))
+"""
 
-def start(**environment):
+
+def start(code=CHILD, **environment):
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD],
+        [sys.executable, "-c", code],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -31,9 +64,9 @@ def start(**environment):
     )
 
 
-def child(**environment):
+def child(code=CHILD, **environment):
     """The loss, the cache's directory, and all that was printed."""
-    process = start(**environment)
+    process = start(code, **environment)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return *json.loads(out.splitlines()[-1]), out
@@ -114,25 +147,49 @@ def test_a_cache_that_is_read_only_is_read(filled):
     assert "data loaded from" in log
 
 
-def test_a_cache_whose_files_cannot_be_written_is_read(filled, monkeypatch):
-    """The same without asking the system, which lets the superuser write anywhere."""
-    place, _ = filled
-    path = files(place)[0]
+def test_a_cache_that_refuses_every_write_is_read(filled):
+    """The same without asking the system; and what is not in it is compiled all the same."""
+    place, loss = filled
+    again, where, log = child(REFUSED + CHILD, SCE_CACHE_DIR=str(place), NUMBA_DEBUG_CACHE="1")
+    assert again == loss
+    assert where.startswith(str(place))
+    assert "data loaded from" in log
+    path = next(path for path in files(place) if path.name in log)
+    whole = path.read_bytes()
+    path.unlink()
+    try:
+        again, _, log = child(REFUSED + CHILD, SCE_CACHE_DIR=str(place), NUMBA_DEBUG_CACHE="1")
+        assert again == loss
+        assert "data saved to" not in log
+        assert not path.exists()
+    finally:
+        path.write_bytes(whole)
 
-    def refuse(*args):
-        raise OSError("read-only")
 
-    monkeypatch.setattr(cache, "_write_whole", refuse)
-    kept = cache._Cache.__new__(cache._Cache)
-    kept._py_func, kept.cache_path = refuse, str(path.parent)
-    kept._file = lambda sig, codegen: (path, "key")
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+def test_a_process_that_is_killed_while_it_writes(filled, tmp_path):
+    """What it had finished is used, what it had not is not seen, and the next one is right."""
+    _, loss = filled
+    killed = start(KILLED + CHILD, SCE_CACHE_DIR=str(tmp_path))
+    killed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(files(tmp_path)) == 2
+    (half,) = tmp_path.rglob("*.tmp")
+    again, _, log = child(SCE_CACHE_DIR=str(tmp_path), NUMBA_DEBUG_CACHE="1")
+    assert again == loss
+    assert "data loaded from" in log
+    assert "data saved to" in log
+    assert half.exists()
+    _, _, log = child(SCE_CACHE_DIR=str(tmp_path), NUMBA_DEBUG_CACHE="1")
+    assert "data saved to" not in log
 
-    class Compiled:
-        codegen = staticmethod(lambda: None)
-        _reduce = staticmethod(lambda: ())
 
-    kept.save_overload(None, Compiled())  # raises nothing
-    assert path.read_bytes()
+def test_threads_that_ask_at_once_compile_once(filled, tmp_path):
+    _, loss = filled
+    again, _, log = child(THREADS, SCE_CACHE_DIR=str(tmp_path), NUMBA_DEBUG_CACHE="1")
+    assert again == loss
+    assert log.count("data saved to") == len(files(tmp_path))
+    assert "data loaded from" not in log
 
 
 def test_directories_of_other_versions_go_after_a_month(tmp_path, monkeypatch):
