@@ -3,14 +3,16 @@
     python bench/threads.py [--busy N] [--rounds N]
 
 The same kernel on the same chunks, in turns, in one process: alone on the calling thread, on the package's
-helpers, and in a loop of Numba's on the layer that NUMBA_THREADING_LAYER names. `--busy` keeps N other
-processes computing. This is the measurement behind sce_backends/cpu/threads.py.
+helpers, on the same where these may run on the caller's core, too, and in a loop of Numba's on the layer that
+NUMBA_THREADING_LAYER names. `--busy` keeps N other processes computing. This is the measurement behind
+sce_backends/cpu/threads.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ import numpy as np
 from numba import prange
 
 import sce
-from sce_backends.cpu import launch
+from sce_backends.cpu import launch, threads
 
 SHAPES = ((10, 1000), (700, 1000), (2000, 1000), (5000, 1000), (16384, 1000), (512, 128256))
 
@@ -37,20 +39,26 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=60)
     args = parser.parse_args()
-    ours = launch.launch
+    ours, elsewhere = launch.launch, threads._other_cores
+
+    def anywhere(*call: Any) -> None:
+        threads._other_cores = lambda workers: os.sched_getaffinity(0)
+        ours(*call)
+        threads._other_cores = elsewhere
+
     ways: dict[str, Callable[..., None]] = {
         "alone": lambda function, parameters, chunks, workers: ours(function, parameters, chunks, 1),
         "helpers": ours,
+        "helpers anywhere": anywhere,
         "numba": numba_loop,
     }
-    print(
-        "median and fastest tenth in microseconds\n" + "shape".rjust(16) + "".join(w.rjust(20) for w in ways)
-    )
+    print("microseconds: fastest tenth, median, slowest twentieth")
+    print("shape".rjust(16) + "".join(way.rjust(24) for way in ways))
     with others(args.busy):
         for n, c in SHAPES:
             took = times(n, c, ways, args.rounds)
-            cells = (f"{np.median(t):.0f} {np.quantile(t, 0.1):.0f}".rjust(20) for t in took.values())
-            print(f"{n} x {c}".rjust(16) + "".join(cells), flush=True)
+            cells = (" ".join(f"{q:.0f}" for q in np.quantile(t, (0.1, 0.5, 0.95))) for t in took.values())
+            print(f"{n} x {c}".rjust(16) + "".join(cell.rjust(24) for cell in cells), flush=True)
     print("numba's layer:", numba.threading_layer())
 
 
