@@ -12,6 +12,7 @@ from .functions import (
     softmax,
 )
 from .select import Decision, backends, use
+from .settings import threads
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "logsumexp",
     "loss_and_grad",
     "softmax",
+    "threads",
     "use",
 ]

@@ -1,17 +1,20 @@
 """The contract: what a backend is asked, and what a backend is. The one file a backend author reads.
 
 Three things live here: `Problem` (one validated request), `Answer` (the arrays to fill) and `Backend`
-(the names a backend module has). The formulas are in docs/math.md; the NumPy reference
-(`sce_backends/reference.py`) is their definition in code.
+(the names a backend module has). Beside them stand the user's settings for all backends, `cache_dir` and
+`thread_limit`: a backend does not read the environment itself. The formulas are in docs/math.md; the NumPy
+reference (`sce_backends/reference.py`) is their definition in code.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .settings import cache_dir as cache_dir
+from .settings import thread_limit as thread_limit
 
 Array: TypeAlias = NDArray[Any]
 TargetKind: TypeAlias = Literal["index", "distribution", "none"]
@@ -102,11 +105,3 @@ class Backend(Protocol):
 
     def run(self, problem: Problem, answer: Answer) -> None:
         """Fill the answer. Called with NumPy's floating-point warnings off: an infinity may be the answer."""
-
-
-def cache_dir() -> str | None:
-    """Where the user wants compiled kernels kept (SCE_CACHE_DIR); None: the backend's own choice.
-
-    Here, because a backend does not read the environment itself.
-    """
-    return os.environ.get("SCE_CACHE_DIR") or None

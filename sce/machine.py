@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from .settings import thread_limit
+from .settings import usable_cores as usable_cores
 
 PACKAGES = (
     "numpy", "numba", "llvmlite", "ml_dtypes", "scipy", "scikit-learn", "platformdirs", "numba-cuda",
@@ -53,17 +55,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def usable_cores() -> int:
-    """The cores this process may run on: the affinity mask where the system has one, else all."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def threads() -> int:
-    """The threads Numba would start, without importing it: NUMBA_NUM_THREADS, else the usable cores."""
+    """The threads the CPU backend would use, without importing Numba: NUMBA_NUM_THREADS, else the usable
+    cores; and no more than the user allows."""
     asked = os.environ.get("NUMBA_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) else usable_cores()
+    most = int(asked) if asked.isdecimal() and int(asked) else usable_cores()
+    try:
+        return min(most, thread_limit() or most)
+    except ValueError:  # who computes says so; a report about a wrong setting must not break
+        return most
 
 
 def environment() -> dict[str, str]:

@@ -14,15 +14,16 @@ ROOT = Path(__file__).parents[1]
 
 # What each part of the core may import of the others. A part is a module or a package right below sce.
 ARROWS = {
-    "backend": set(),
+    "settings": set(),
+    "backend": {"settings"},
     "layout": {"backend"},
     "checks": {"backend", "layout"},
     "problem": {"backend", "layout", "checks"},
     "registry": {"backend"},
     "select": {"backend", "registry"},
     "functions": {"backend", "layout", "checks", "problem", "select"},
-    "sce": {"backend", "select", "functions"},  # sce/__init__.py
-    "machine": set(),
+    "sce": {"settings", "backend", "select", "functions"},  # sce/__init__.py
+    "machine": {"settings"},
     "strict_json": set(),
     "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine", "strict_json"},
     "conformance": {"backend", "layout", "checks", "problem", "registry", "functions"},
@@ -198,7 +199,7 @@ def test_backends(source: Source) -> None:
 
 def test_choice_and_validation_happen_once() -> None:
     # fresh.py hands it on to the processes that it starts, jax.py asks a framework for silence.
-    readers = {"sce.backend", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
+    readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
     assert choosers <= {"functions", "cli", "bench"}

@@ -2,7 +2,7 @@
 
 plan.py      which kernel, in which pieces, with how much memory to work in
 execute.py   a problem: its parameters and scratch, the launch, the sum
-launch.py    the threads, and a kernel for each combination of options
+launch.py    a kernel for each combination of options, and chunks of rows for threads.py, which computes them
 kernel.py, rows.py, tiles.py, columns.py   the kernels; elements.py: their loops over classes
 vector_math.py   exp, log and max that vectorise; memory.py: rows by address, half types
 cache.py     where compiled kernels are kept
@@ -10,6 +10,7 @@ cache.py     where compiled kernels are kept
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from sce.backend import DTYPES, Answer, Problem
@@ -33,18 +34,18 @@ def missing() -> str | None:
     config: Any = numba.config
     if config.DISABLE_JIT:
         return "NUMBA_DISABLE_JIT is set: its kernels exist only compiled."
-    numba.get_num_threads()  # raises where the threading layer that was asked for is not there
     return None
 
 
 def info() -> dict[str, str]:
-    import numba
-
     from .cache import directory
+    from .threads import available
 
+    kept = directory()
+    place = str(kept or "none: it cannot be made, so each process compiles for itself")
     return {
-        "threads": str(numba.get_num_threads()),
-        "kernel cache": str(directory() or "none: it cannot be written, so each process compiles for itself"),
+        "threads": str(available()),
+        "kernel cache": f"{place} (read-only)" if kept and not os.access(kept, os.W_OK) else place,
     }
 
 

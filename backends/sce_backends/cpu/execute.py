@@ -5,40 +5,25 @@ cannot have its memory fails before anything is written.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from typing import Any
 
-import numba
 import numpy as np
 
 from sce.backend import DTYPES, Answer, Array, Problem
 
-from . import launch
+from . import launch, threads
 from .parameters import pack
 from .plan import Plan, addresses, plan, scratch_bytes
 
 _KEPT = 1 << 20  # bytes of scratch that a thread keeps for its next call
 _local = threading.local()
-_one_launch = threading.Lock()  # Numba's workqueue layer aborts the process when two threads launch at once
-_launched = _forked = False  # GNU OpenMP hangs or aborts a child forked after a launch
-
-
-def _after_fork() -> None:
-    """A child has no other threads, and perhaps a lock that one of them held."""
-    global _forked, _one_launch
-    _forked, _one_launch = _launched, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def execute(problem: Problem, answer: Answer) -> None:
-    global _launched
     found = plan(problem, answer)
     kernel = launch.kernel(found.way, found.dtype, found.memory, found.switches)
-    workers = 1 if _forked else min(numba.get_num_threads(), found.chunks)
+    workers = threads.workers(found.chunks)
     partial = np.empty((found.chunks, 2))
     scratch = _scratch(scratch_bytes(found, workers))
     vectors = _vectors(problem, answer, found)  # kept alive: the kernel sees addresses only
@@ -65,12 +50,7 @@ def execute(problem: Problem, answer: Answer) -> None:
         "log_softmax": answer.log_softmax,
     }
     parameters = pack(values, {name: _matrix(x) for name, x in matrices.items() if x is not None})
-    if workers == 1:
-        launch.launch_here(kernel.address, _address(parameters), found.chunks)
-    else:
-        _launched = True
-        with _one_launch:
-            launch.launch(kernel.address, _address(parameters), found.chunks, workers)
+    launch.launch(kernel.address, _address(parameters), found.chunks, workers)
     if problem.reduce:
         for into, value in zip((answer.loss, answer.z_loss), launch.sum_up(partial), strict=True):
             if into is not None:

@@ -1,30 +1,29 @@
-"""All rows: the parallel loop over workers, each with its scratch and a share of fixed chunks of rows.
+"""All rows: fixed chunks of them, which threads take one after the other, each with its own scratch.
 
 A chunk's size depends on the shape alone; its rows are summed in order and the chunks' sums in order, with
 the rounding errors kept (Neumaier 1974). So the loss has the same bits for any number of workers.
 
-A kernel is made for each combination of switches. Kernels are C functions behind an address, so that the
-parallel loop is compiled once and not with each of them, which took longer than the kernel itself.
+A kernel is made for each combination of switches. Kernels are C functions behind an address, so that the loop
+that takes chunks is compiled once and not with each of them.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numba as nb
 import numpy as np
 from llvmlite import ir
-from numba import prange
 
-from . import columns, tiles
-from .cache import intrinsic, jit, native_function
+from . import columns, threads, tiles
+from .cache import intrinsic, jit, native_function, once
 from .kernel import work
 from .memory import WITNESSES
 from .vector_math import add, finish
 
+_PATIENCE = 512  # chunks that the calling thread computes before it looks for an interrupt: some 0.1 s
 
-@cache
+@once
 def kernel(way: str, dtype: str, memory: tuple[str, str], switches: tuple[bool | None, ...]) -> Any:
     """The C function `void (worker, first, last, parameters)` of a plan.
 
@@ -69,20 +68,54 @@ def _call(typingctx: Any, function: Any, worker: Any, first: Any, last: Any, par
     return nb.void(*[nb.int64] * 5), codegen
 
 
-@jit(parallel=True, nogil=True, no_cpython_wrapper=False)
-def launch(function: Any, parameters: Any, chunks: Any, workers: Any) -> None:
-    """Run a kernel over all chunks."""
-    for w in prange(workers):
-        _call(function, w, chunks * w // workers, chunks * (w + 1) // workers, parameters)
+@intrinsic
+def _count(typingctx: Any, counter: Any) -> Any:
+    """Add one to the number at this address, and return what it was: no two threads get the same."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        where = builder.inttoptr(args[0], word.as_pointer())
+        return builder.atomic_rmw("add", where, ir.Constant(word, 1), "monotonic")
+
+    return nb.int64(nb.int64), codegen
 
 
-@jit(nogil=True, no_cpython_wrapper=False)
-def launch_here(function: Any, parameters: Any, chunks: Any) -> None:
-    """The same on the calling thread: waking the others costs more than a small problem takes."""
-    _call(function, 0, 0, chunks, parameters)
+@jit(nb.boolean(*[nb.int64] * 6), nogil=True)
+def _take_chunks(function: Any, worker: Any, chunks: Any, parameters: Any, counter: Any, most: Any) -> Any:
+    """Run a kernel on chunks that nobody has taken yet, and say whether any may be left."""
+    for _ in range(most):
+        chunk = _count(counter)
+        if chunk >= chunks:
+            return False
+        _call(function, worker, chunk, chunk + 1, parameters)
+    return True
 
 
-@jit(no_cpython_wrapper=False)
+@jit(nb.void(nb.int64, nb.int64), nogil=True)
+def _only_chunk(function: Any, parameters: Any) -> None:
+    _call(function, 0, 0, 1, parameters)
+
+
+def launch(function: int, parameters: int, chunks: int, workers: int) -> None:
+    """Run a kernel over all chunks, on this thread and at most workers - 1 others."""
+    if chunks == 1:  # no counter, nobody to share with: microseconds, which small problems would notice
+        _only_chunk(function, parameters)
+        return
+    counter = np.zeros(1, np.int64)
+    address = int(counter.__array_interface__["data"][0])
+
+    def work(worker: int) -> None:
+        try:
+            while _take_chunks(function, worker, chunks, parameters, address, _PATIENCE):
+                pass
+        except BaseException:
+            counter[0] = chunks  # so that the others stop, too
+            raise
+
+    threads.together(work, workers)
+
+
+@jit(nb.types.UniTuple(nb.float64, 2)(nb.float64[:, ::1]))
 def sum_up(partial: Any) -> Any:
     """The sums over all chunks of the losses and of their z-loss parts."""
     total, error, z_total, z_error = 0.0, 0.0, 0.0, 0.0
