@@ -122,7 +122,7 @@ def jit(signature: Any = None, **options: Any) -> Any:
 
     With a signature it is compiled at once, for that alone, and can be called from Python.
     """
-    alone = signature is None  # whoever is called by kernels only needs no wrappers, which take long to compile
+    alone = signature is None  # called by kernels only: no wrappers, which take long to compile
     options |= {"no_cpython_wrapper": alone, "no_cfunc_wrapper": True}
 
     def decorate(function: Any) -> Any:
@@ -178,13 +178,8 @@ def inline(fastmath: Any = frozenset({"contract"})) -> Any:
 
     Numba's `inline="always"` would give it the caller's, and `reassoc` there folds error terms to zero.
     """
-    return numba.njit(
-        error_model="numpy",
-        forceinline=True,
-        fastmath=set(fastmath),
-        no_cpython_wrapper=True,
-        no_cfunc_wrapper=True,
-    )
+    options: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(error_model="numpy", forceinline=True, fastmath=set(fastmath), **options)
 
 
 def intrinsic(function: Any) -> Any:

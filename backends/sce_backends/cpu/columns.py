@@ -161,7 +161,9 @@ def transform(p: Any, one: Any, capped: Any, s: Any) -> None:
         bias, bias_lo = get(one, p.bias + k * size_of(one)), get(one, p.bias_lo + k * size_of(one))
         if capped is None:
             for at in range(k * column, (k + 1) * column, LINE):
-                z, lo = affine_of(load(one, s.x + at, one), splat(by), splat(by_lo), splat(bias), splat(bias_lo))
+                z, lo = affine_of(
+                    load(one, s.x + at, one), splat(by), splat(by_lo), splat(bias), splat(bias_lo)
+                )
                 store(one, s.x + at, z)
                 store(one, s.lo + at, lo)
         else:
@@ -257,9 +259,7 @@ def _sum_down(one: Any, x: Any, column: Any, n: Any) -> Any:
 
 
 @jit()
-def put_exp(
-    p: Any, one: Any, x: Any, y: Any, base: Any, by: Any, smooth: Any, lo: Any, cell: Any
-) -> None:
+def put_exp(p: Any, one: Any, x: Any, y: Any, base: Any, by: Any, smooth: Any, lo: Any, cell: Any) -> None:
     """2^-by exp(z - base) over z for a vector of rows; its logit at y to GAP, and the sum of others to DOT."""
     column, zero = p.tile * size_of(one), splat(type(one)(0))
     shift, floor = shifts_by(by)
@@ -345,7 +345,11 @@ def gradient(p: Any, one: Any, smooth: Any, capped: Any, s: Any) -> None:
     column, size = p.tile * size_of(one), size_of(one)
     for j in range(0, p.tile, LINE // size):
         x, cell = s.x + j * size, s.table + j * 8
-        y, c_and_lo, at_y = load(one, s.y + j * size, one), in_parts(one, cell + OF_P), in_parts(one, cell + AT_Y)
+        y, c_and_lo, at_y = (
+            load(one, s.y + j * size, one),
+            in_parts(one, cell + OF_P),
+            in_parts(one, cell + AT_Y),
+        )
         c, c_lo = c_and_lo
         if smooth is not None:
             for at in range(cell, cell + LINE * 8 // size, LINE):  # to where `settle` has read

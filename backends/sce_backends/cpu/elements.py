@@ -239,21 +239,6 @@ def affine(z: Any, lo: Any, temperature: Any, bias: Any, bias_lo: Any) -> None:
             z[k], lo[k] = affine_at(z[k], by, by_lo, of(0), of(0))
 
 
-@jit(fastmath={"contract"})
-def weigh(e: Any, q: Any, slope: Any, weights: Any) -> None:
-    """e_k = (of_p * e_k - of_q * q_k) * slope_k; weights as for emit_grad."""
-    of_p, of_p_lo, of_q, of_q_lo = weights
-    for k in range(e.size):
-        g = fma(e[k], of_p, e[k] * of_p_lo)
-        if q is not None:
-            mass = e.dtype.type(q[k])
-            g -= fma(of_q, mass, of_q_lo * mass)
-        if slope is not None:
-            e[k] = np.float64(g) * slope[k]
-        else:
-            e[k] = g
-
-
 @inline()
 def plus(x: Any, lo: Any, bias: Any) -> Any:
     """(z, low) with z + low = x + lo + bias."""

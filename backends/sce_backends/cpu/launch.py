@@ -23,6 +23,7 @@ from .vector_math import add, finish
 
 _PATIENCE = 512  # chunks that the calling thread computes before it looks for an interrupt: some 0.1 s
 
+
 @once
 def kernel(way: str, dtype: str, memory: tuple[str, str], switches: tuple[bool | None, ...]) -> Any:
     """The C function `void (worker, first, last, parameters)` of a plan.
@@ -35,16 +36,12 @@ def kernel(way: str, dtype: str, memory: tuple[str, str], switches: tuple[bool |
     if way == "columns":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-            columns.work(
-                worker, first, last, parameters, of, one, into, smooth, affine, capped, grad
-            )
+            columns.work(worker, first, last, parameters, of, one, into, smooth, affine, capped, grad)
 
     elif way == "tiles":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-            tiles.work(
-                worker, first, last, parameters, of, one, into, plain, smooth, affine, capped, grad
-            )
+            tiles.work(worker, first, last, parameters, of, one, into, plain, smooth, affine, capped, grad)
     else:
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]

@@ -264,13 +264,6 @@ def scatter(row: Any, matrix: Any, a: Any, b: Any, start: Any) -> None:
 
 
 @jit()
-def scatter_flat(row: Any, matrix: Any, at: Any) -> None:
-    """The same to a matrix without gaps, from its element `at` on."""
-    size = 2 if matrix.dtype <= BFLOAT16 else 4 if matrix.dtype == FLOAT32 else 8
-    store(row, matrix, matrix.address + at * size, size)
-
-
-@jit()
 def store(row: Any, matrix: Any, address: Any, stride: Any) -> None:
     """A contiguous array of the compute dtype to an address, in the matrix's dtype."""
     if matrix.dtype == FLOAT16:

@@ -1,4 +1,4 @@
-"""Vectors of one cache line as values of compiled code: what the loops of tiles.py and columns.py are made of.
+"""Vectors of one cache line as values of compiled code: what tiles.py and columns.py are made of.
 
 Numba leaves vectors to LLVM, which finds them where a loop is plain enough: not where a row ends in less than
 a vector, where two dtypes meet, where two arrays might overlap, or where one loop waits for the result of
@@ -19,7 +19,7 @@ import numba as nb
 from llvmlite import ir
 from numba.core import cgutils
 from numba.core.imputils import lower_builtin, lower_cast
-from numba.core.typeconv import Conversion
+from numba.core.typeconv.castgraph import Conversion
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import models, register_model
 
@@ -30,7 +30,7 @@ F32, F64 = nb.float32, nb.float64
 _WORD = ir.IntType(32)
 
 
-class Vector(nb.types.Type):  # type: ignore[misc]
+class Vector(nb.types.Type):
     """A cache line of numbers."""
 
     def __init__(self, of: Any) -> None:
@@ -41,7 +41,7 @@ class Vector(nb.types.Type):  # type: ignore[misc]
         return Conversion.safe if isinstance(other, nb.types.Number) else None
 
 
-class Mask(nb.types.Type):  # type: ignore[misc]
+class Mask(nb.types.Type):
     """A yes or no for each lane."""
 
     def __init__(self, lanes: int) -> None:
@@ -57,7 +57,7 @@ def _ir(t: Any) -> Any:
 
 @register_model(Vector)
 @register_model(Mask)
-class _Model(models.PrimitiveModel):  # type: ignore[misc]
+class _Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, _ir(fe_type))
 
@@ -93,7 +93,7 @@ def _cast(context: Any, builder: Any, of: Any, to: Any, value: Any) -> Any:
 
 def _operator(function: Any, emit: Any, arguments: int = 2, compares: bool = False) -> None:
     @infer_global(function)
-    class _Template(AbstractTemplate):  # type: ignore[misc]
+    class _Template(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             vectors = [a for a in args if isinstance(a, Vector)]
             if len(args) != arguments or not vectors or any(a != vectors[0] for a in vectors):
@@ -399,7 +399,16 @@ def stream(typingctx: Any, of: Any, address: Any, x: Any) -> Any:
 
 @intrinsic
 def transpose(
-    typingctx: Any, of: Any, one: Any, into: Any, source: Any, apart: Any, n: Any, to: Any, to_apart: Any, m: Any
+    typingctx: Any,
+    of: Any,
+    one: Any,
+    into: Any,
+    source: Any,
+    apart: Any,
+    n: Any,
+    to: Any,
+    to_apart: Any,
+    m: Any,
 ) -> Any:
     """As many vectors as one has lanes, `apart` bytes from one to the next, become the lanes of those at `to`.
 

@@ -66,26 +66,26 @@ from .vector_math import (
     difference_error,
     exponential,
     finish,
-    log1p_of,
+    log1p,
     shifted_by,
 )  # fmt: skip
 
 BLOCK = 512  # classes taken at once
-AHEAD = 8192  # bytes that are fetched ahead of them
+AHEAD = 16384  # bytes that are fetched ahead of them
 PIECE = 2048  # classes of a long row that are written at once
 TILE = 128  # rows of a tile, at most
 SLACK = 32.0  # how far a row may rise above its pivot
 
-# Where a tile's values begin, columns of TILE float64, in bytes: what `settle` is given, what it leaves, and the
-# addresses of the rows of logits and gradient, which are integers.
+# Where a tile's values begin, columns of TILE float64, in bytes: what `settle` is given, what it leaves, and
+# the addresses of the rows of logits and gradient, which are integers.
 VALUES, COLUMN = 16, TILE * 8
-SCALE, TARGET, MASS_Y, MASS, PIVOT, PIVOT_LO, GAP, GAP_LO, REST, DOT, OF_P, AT_Y, LOSS, Z_LOSS, ROW, OUT = range(
-    0, VALUES * COLUMN, COLUMN
-)
+_PLACES = range(0, VALUES * COLUMN, COLUMN)
+SCALE, TARGET, MASS_Y, MASS, PIVOT, PIVOT_LO, GAP, GAP_LO = _PLACES[:8]
+REST, DOT, OF_P, AT_Y, LOSS, Z_LOSS, ROW, OUT = _PLACES[8:]
 
-# The witnesses that kernels are compiled for: `one` a number of the compute dtype, `of` and `into` of the types
-# that logits and gradient have in memory. Switches are True, or None and compiled away: `plain`, the logits can
-# be read where they lie; the others are options.
+# The witnesses that kernels are compiled for: `one` a number of the compute dtype, `of` and `into` of the
+# types that logits and gradient have in memory. Switches are True, or None and compiled away: `plain`, the
+# logits can be read where they lie; the others are options.
 
 Scratch = namedtuple("Scratch", "z lo curve table tile lows slope line")
 Scratch.__doc__ = """A worker's memory: addresses, because arrays would be copied from call to call.
@@ -163,7 +163,9 @@ def _transform(
         if x != z:
             gather_line(of, x, size_of(of), high)
         bias = view(1.0, p.bias + start * 8, n)
-        elements.soft_cap(high, view(1.0, lo, n), slope, view(1.0, s.curve, n), p.temperature, p.softcap, bias)
+        elements.soft_cap(
+            high, view(1.0, lo, n), slope, view(1.0, s.curve, n), p.temperature, p.softcap, bias
+        )
 
     if isinstance(capped, types.NoneType):
         return affine_block
@@ -488,9 +490,9 @@ def settle(v: Any, rows: Any, p: Any) -> None:
         e_y = exponential(gap, gap_lo, splat(shift), splat(floor))
         total = others + e_y
         ratio = others / e_y
-        to_y, log_total = log1p_of(ratio), splat(0.0)
+        to_y, log_total = log1p(ratio), splat(0.0)
         if all_of_it or anywhere(ratio > 1e250):
-            log_total = log1p_of(others + (e_y - 1.0))
+            log_total = log1p(others + (e_y - 1.0))
             to_y = select(ratio > 1e250, log_total - (gap + gap_lo), to_y)
         lse = pivot + (pivot_lo + log_total)
         # z_loss = 0 times an infinite lse is 0, and so is no mass times an infinite loss.
@@ -538,7 +540,7 @@ def _weighted(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
 def weigh(
     one: Any, into: Any, e: Any, out: Any, n: Any, weights: Any, y: Any, slope: Any, past_caches: Any
 ) -> None:
-    """n classes of a gradient, c e_k - minus, times their slopes, and at_y at class y; c and minus in two parts."""
+    """n classes of a gradient, c e_k - less, times their slopes, and at_y at class y; c and less in two parts."""
     c, c_lo, less, at_y = weights
     lanes, size = LINE // size_of(one), LINE // size_of(one) * size_of(into)
     here = splat(at_y)

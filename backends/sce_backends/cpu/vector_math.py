@@ -188,46 +188,6 @@ def finish(total: Any, error: Any) -> Any:
     return total + error if abs(total) < np.inf else total
 
 
-@intrinsic
-def bits_of(typingctx: Any, x: Any) -> Any:
-    """The bits of a float64 as an int64."""
-    return I64(F64), lambda context, builder, signature, args: builder.bitcast(args[0], ir.IntType(64))
-
-
-@intrinsic
-def float_of(typingctx: Any, x: Any) -> Any:
-    """The way back."""
-    return F64(I64), lambda context, builder, signature, args: builder.bitcast(args[0], ir.DoubleType())
-
-
-@inline(fastmath={"contract"})
-def log1p(x: Any) -> Any:
-    """log(1 + x) of a float64, for 0 <= x < 1e300.
-
-    1 + x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), its rounding error divided back in; log(1 + f)
-    from s = f / (2 + f) after Tang (1990): 2 atanh(s) = 2 s + s^3 P(s^2) with a Chebyshev fit P, arranged
-    around f, which is exact.
-    """
-    u = 1.0 + x
-    lost = difference_error(1.0, -x, u)
-    bits = bits_of(u)
-    k = (bits - 0x3FE6A09E667F3BCD) >> 52
-    f = float_of(bits - (k << 52)) - 1.0
-    s = f / (2.0 + f)
-    z = s * s
-    p = 0.146167211662876
-    p = p * z + 0.15331699634642276
-    p = p * z + 0.1818288978615799
-    p = p * z + 0.22222211125723262
-    p = p * z + 0.28571428626031065
-    p = p * z + 0.3999999999989938
-    p = p * z + 0.666666666666667
-    half = 0.5 * f * f
-    n = np.float64(k)
-    small = s * (half + z * p) + (n * 1.9082149292705877e-10 + lost / u)
-    return n * 0.6931471803691238 - ((half - small) - f)
-
-
 # Of vectors.
 
 
@@ -320,8 +280,13 @@ def _exponential(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
 
 
 @inline(fastmath=())
-def log1p_of(x: Any) -> Any:
-    """`log1p` of 8 float64."""
+def log1p(x: Any) -> Any:
+    """log(1 + x) of 8 float64, for -1/2 <= x < 1e300; NaN for NaN. Within 1.5 ulp for x >= 0.
+
+    1 + x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), its rounding error divided back in; log(1 + f)
+    from s = f / (2 + f) after Tang (1990): 2 atanh(s) = 2 s + s^3 P(s^2) with a Chebyshev fit P, arranged
+    around f, which is exact.
+    """
     u = x + 1.0
     lost = difference_error(x, splat(-1.0), u)
     k, m = split(u)
