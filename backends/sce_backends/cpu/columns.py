@@ -15,8 +15,19 @@ from numba.extending import overload
 
 from . import elements
 from .cache import inline, jit
-from .kernel import target_of
-from .memory import copy_bytes, fence, get, narrow, put, row_at, size_of, view, view_of_records, widen
+from .memory import (
+    copy_bytes,
+    fence,
+    get,
+    narrow,
+    prefetch,
+    put,
+    row_at,
+    size_of,
+    view,
+    view_of_records,
+    widen,
+)
 from .parameters import PARAMETERS
 from .simd import (
     F32,
@@ -34,19 +45,19 @@ from .simd import (
     transpose,
 )
 from .tiles import (
+    AHEAD,
     AT_Y,
     COLUMN,
     DOT,
     GAP,
     GAP_LO,
     LOSS,
-    MASS,
-    MASS_Y,
     OF_P,
     PIVOT,
     PIVOT_LO,
     REST,
     SCALE,
+    TARGET,
     TILE,
     VALUES,
     Z_LOSS,
@@ -57,6 +68,7 @@ from .tiles import (
     settle,
     sloped,
     sum_up,
+    targets,
     weighted,
 )
 from .transforms import affine as affine_of
@@ -75,10 +87,9 @@ def load_columns(p: Any, of: Any, one: Any, i: Any, rows: Any, s: Any) -> None:
     address = row_at(p.logits, i // p.inner, i % p.inner)
     step, stride, n = p.row_step, p.logits.of_c, p.classes
     lanes, size, column = LINE // size_of(one), size_of(one), p.tile * size_of(one)
-    if rows < p.tile:
+    if rows % lanes:
         for k in range(n):
-            for at in range(s.x + k * column, s.x + (k + 1) * column, LINE):
-                store(one, at, splat(type(one)(0)))
+            store(one, s.x + k * column + rows // lanes * LINE, splat(type(one)(0)))
     if step == size_of(of):
         for k in range(n):
             source, to = address + k * stride, s.x + k * column
@@ -89,6 +100,8 @@ def load_columns(p: Any, of: Any, one: Any, i: Any, rows: Any, s: Any) -> None:
                 x = load_first(of, source + j * lanes * step, one, rows % lanes, type(one)(0))
                 store(one, to + j * LINE, x)
     elif stride == size_of(of) and rows >= lanes:
+        for line in range(0, rows * step, LINE):
+            prefetch(address + line + AHEAD)
         for first in range(0, rows, lanes):
             j = min(first, rows - lanes)  # the last ones twice, rather than row by row
             for k in range(0, n, lanes):
@@ -132,35 +145,27 @@ def store_columns(p: Any, one: Any, into: Any, i: Any, rows: Any, s: Any) -> Non
 
 
 @jit()
-def targets(p: Any, one: Any, i: Any, rows: Any, smooth: Any, s: Any) -> None:
-    """What each row's target is. One that is left out holds zeros: nothing of it may matter, not even NaN."""
-    for j in range(p.tile):
-        label, bump, scale = np.int64(-1), 0.0, 0.0
-        if j < rows:
-            label, bump, scale, _ = target_of(i + j, p)
-        mass = p.spare
-        if smooth is not None and label >= 0:
-            bump += get(1.0, p.shared_mass + label * 8)
-            mass += get(1.0, p.other_mass + label * 8)
-        cell = s.table + j * 8
-        put(1.0, cell + SCALE, scale)
-        put(1.0, cell + MASS_Y, bump)
-        put(1.0, cell + MASS, mass)
-        put(one, s.y + j * size_of(one), type(one)(label))
-        if scale == 0.0 and j < rows:
-            for k in range(p.classes):
-                put(one, s.x + (k * p.tile + j) * size_of(one), type(one)(0))
+def prepare(p: Any, one: Any, i: Any, rows: Any, smooth: Any, s: Any) -> None:
+    """The rows' targets. One that is left out holds zeros: nothing of it may matter, not even NaN."""
+    targets(p, i, rows, smooth, s.table)
+    for j in range(0, rows, 8):
+        store(one, s.y + j * size_of(one), load(1.0, s.table + j * 8 + TARGET, 1.0))
+    if p.ignores or p.sample_weight or p.denominator == 0.0:
+        for j in range(rows):
+            if get(1.0, s.table + j * 8 + SCALE) == 0.0:
+                for k in range(p.classes):
+                    put(one, s.x + (k * p.tile + j) * size_of(one), type(one)(0))
 
 
 @jit()
-def transform(p: Any, one: Any, capped: Any, s: Any) -> None:
+def transform(p: Any, one: Any, rows: Any, capped: Any, s: Any) -> None:
     """x and lo become z and the part of it that its dtype cannot hold."""
     by, by_lo = reciprocal(p.temperature, one)
     column = p.tile * size_of(one)
     for k in range(p.classes):
         bias, bias_lo = get(one, p.bias + k * size_of(one)), get(one, p.bias_lo + k * size_of(one))
         if capped is None:
-            for at in range(k * column, (k + 1) * column, LINE):
+            for at in range(k * column, k * column + rows * size_of(one), LINE):
                 z, lo = affine_of(
                     load(one, s.x + at, one), splat(by), splat(by_lo), splat(bias), splat(bias_lo)
                 )
@@ -195,11 +200,11 @@ def _cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> An
 
 
 @jit()
-def statistics(p: Any, one: Any, smooth: Any, affine: Any, s: Any) -> None:
+def statistics(p: Any, one: Any, rows: Any, smooth: Any, affine: Any, s: Any) -> None:
     """The inputs of `settle`, and the exponentials over x, with 0 at each row's class."""
     column, size, zero = p.tile * size_of(one), size_of(one), splat(type(one)(0))
     lo, far = address_in(s.lo, np.int64(0), affine), type(one)(far_from(p, one))
-    for j in range(0, p.tile, LINE // size):
+    for j in range(0, rows, LINE // size):
         x, cell = s.x + j * size, s.table + j * 8
         y, top = load(one, s.y + j * size, one), load(one, x, one)
         for k in range(1, p.classes):
@@ -218,7 +223,7 @@ def statistics(p: Any, one: Any, smooth: Any, affine: Any, s: Any) -> None:
         for part in range(0, LINE // size, LINE // 8):
             store(1.0, cell + part * 8 + REST, sum_down(one, x + part * size, column, p.classes))
     counted = p.classes - 1 if p.labels else p.classes
-    for at in range(s.table, s.table + p.tile * 8, LINE):
+    for at in range(s.table, s.table + rows * 8, LINE):
         by, base, z_y = load(1.0, at + PIVOT, 1.0), load(1.0, at + AT_Y, 1.0), load(1.0, at + GAP, 1.0)
         high, low = base + by * LN2_HIGH, by * LN2_LOW
         gap = z_y - high
@@ -340,10 +345,10 @@ def _parts_if(one: Any, at: Any, on: Any) -> Any:
 
 
 @jit()
-def gradient(p: Any, one: Any, smooth: Any, capped: Any, s: Any) -> None:
+def gradient(p: Any, one: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
     """The gradient over the exponentials."""
     column, size = p.tile * size_of(one), size_of(one)
-    for j in range(0, p.tile, LINE // size):
+    for j in range(0, rows, LINE // size):
         x, cell = s.x + j * size, s.table + j * 8
         y, c_and_lo, at_y = (
             load(one, s.y + j * size, one),
@@ -387,10 +392,10 @@ def work(
         while i < stop:
             rows = min(p.tile, stop - i, p.run - i % p.run)
             load_columns(p, of, one, i, rows, s)
-            targets(p, one, i, rows, smooth, s)
+            prepare(p, one, i, rows, smooth, s)
             if affine is not None:
-                transform(p, one, capped, s)
-            statistics(p, one, smooth, affine, s)
+                transform(p, one, rows, capped, s)
+            statistics(p, one, rows, smooth, affine, s)
             settle(s.table, rows, p)
             total, error = add(total, error, sum_up(losses, rows, wide))
             if p.z_loss != 0.0:
@@ -401,7 +406,7 @@ def work(
                 if p.z_loss_rows:
                     put(one, p.z_loss_rows + (i + j) * size_of(one), get(1.0, z_losses + j * 8))
             if grad is not None:
-                gradient(p, one, smooth, capped, s)
+                gradient(p, one, rows, smooth, capped, s)
                 store_columns(p, one, into, i, rows, s)
             i += rows
         put(1.0, p.partial + chunk * 16, finish(total, error))

@@ -297,6 +297,8 @@ def _widen(builder: Any, of: Any, value: Any, one: Any) -> Any:
 
 def _narrow(builder: Any, of: Any, value: Any) -> Any:
     count = value.type.count
+    if of == F32 and value.type.element == ir.DoubleType():
+        return builder.fptrunc(value, ir.VectorType(ir.FloatType(), count))
     if of == nb.int16:
         halves = builder.fptrunc(value, ir.VectorType(ir.HalfType(), count))
         return builder.bitcast(halves, ir.VectorType(ir.IntType(16), count))
@@ -356,6 +358,18 @@ def load_first(typingctx: Any, of: Any, address: Any, one: Any, n: Any, other: A
         return builder.select(mask, found, _splat(builder, args[4], vector.lanes))
 
     return vector(of, nb.int64, one, nb.int64, one), codegen
+
+
+@intrinsic
+def load_integers(typingctx: Any, address: Any) -> Any:
+    """8 int64, rounded to float64."""
+    wide = Vector(F64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.VectorType(ir.IntType(64), wide.lanes).as_pointer())
+        return builder.sitofp(builder.load(place, align=8), _ir(wide))
+
+    return wide(nb.int64), codegen
 
 
 @intrinsic

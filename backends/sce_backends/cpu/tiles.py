@@ -48,6 +48,7 @@ from .simd import (
     joined,
     load,
     load_first,
+    load_integers,
     only,
     select,
     splat,
@@ -433,6 +434,32 @@ def reread(p: Any, one: Any, j: Any, plain: Any, affine: Any, s: Any) -> Any:
 
 
 @jit()
+def targets(p: Any, i: Any, rows: Any, smooth: Any, table: Any) -> None:
+    """What the targets of rows i .. i + rows are; after them, up to whole vectors, rows that count nothing."""
+    plain = p.labels and not (p.ignores or p.sample_weight or p.class_weight) and smooth is None
+    done = rows // 8 * 8 if plain else np.int64(0)
+    for j in range(0, done, 8):
+        y, cell = load_integers(p.labels + (i + j) * 8), table + j * 8
+        y = select(y > -1.0, select(y < np.float64(p.classes), y, splat(-1.0)), splat(-1.0))
+        store(1.0, cell + TARGET, y)
+        store(1.0, cell + SCALE, select(y > -1.0, splat(p.unit), splat(np.nan)))
+        store(1.0, cell + MASS_Y, select(y > -1.0, splat(1.0), splat(0.0)))
+        store(1.0, cell + MASS, splat(p.spare))
+    for j in range(done, -(-rows // 16) * 16):
+        y, bump, scale, mass = np.int64(-1), 0.0, 0.0, p.spare
+        if j < rows:
+            y, bump, scale, _ = target_of(i + j, p)
+        if smooth is not None and y >= 0:
+            bump += get(1.0, p.shared_mass + y * 8)
+            mass += get(1.0, p.other_mass + y * 8)
+        cell = table + j * 8
+        put(1.0, cell + TARGET, y)
+        put(1.0, cell + SCALE, scale)
+        put(1.0, cell + MASS_Y, bump)
+        put(1.0, cell + MASS, mass)
+
+
+@jit()
 def statistics(
     p: Any, of: Any, one: Any, i: Any, rows: Any, plain: Any, smooth: Any, affine: Any, capped: Any, s: Any
 ) -> None:
@@ -444,19 +471,7 @@ def statistics(
         b += 1
         if b == p.inner:
             a, b = a + 1, np.int64(0)
-    for j in range(rows):
-        y, bump, scale, _ = target_of(i + j, p)
-        mass = p.spare
-        if smooth is not None and y >= 0:
-            bump += get(1.0, p.shared_mass + y * 8)
-            mass += get(1.0, p.other_mass + y * 8)
-        cell = s.table + j * 8
-        put(1.0, cell + SCALE, scale)
-        put(1.0, cell + TARGET, y)
-        put(1.0, cell + MASS_Y, bump)
-        put(1.0, cell + MASS, mass)
-    for j in range(rows, -(-rows // 8) * 8):  # `settle` takes whole vectors
-        put(1.0, s.table + j * 8 + SCALE, 0.0)
+    targets(p, i, rows, smooth, s.table)
     if p.classes <= BLOCK:
         short_rows(p, of, one, rows, plain, smooth, affine, capped, s)
     else:
