@@ -45,7 +45,6 @@ from .simd import (
     transpose,
 )
 from .tiles import (
-    AHEAD,
     AT_Y,
     COLUMN,
     DOT,
@@ -100,8 +99,6 @@ def load_columns(p: Any, of: Any, one: Any, i: Any, rows: Any, s: Any) -> None:
                 x = load_first(of, source + j * lanes * step, one, rows % lanes, type(one)(0))
                 store(one, to + j * LINE, x)
     elif stride == size_of(of) and rows >= lanes:
-        for line in range(0, rows * step, LINE):
-            prefetch(address + line + AHEAD)
         for first in range(0, rows, lanes):
             j = min(first, rows - lanes)  # the last ones twice, rather than row by row
             for k in range(0, n, lanes):
@@ -200,10 +197,13 @@ def _cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> An
 
 
 @jit()
-def statistics(p: Any, one: Any, rows: Any, smooth: Any, affine: Any, s: Any) -> None:
+def statistics(p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, affine: Any, s: Any) -> None:
     """The inputs of `settle`, and the exponentials over x, with 0 at each row's class."""
     column, size, zero = p.tile * size_of(one), size_of(one), splat(type(one)(0))
     lo, far = address_in(s.lo, np.int64(0), affine), type(one)(far_from(p, one))
+    # The next tile is fetched meanwhile: as much as this one's vector is made of, where that is in one place.
+    ahead = row_at(p.logits, i // p.inner, i % p.inner) + p.tile * p.row_step
+    apart = p.logits.of_c if p.row_step == size_of(of) else LINE // size * size_of(of)
     for j in range(0, rows, LINE // size):
         x, cell = s.x + j * size, s.table + j * 8
         y, top = load(one, s.y + j * size, one), load(one, x, one)
@@ -215,9 +215,33 @@ def statistics(p: Any, one: Any, rows: Any, smooth: Any, affine: Any, s: Any) ->
         near = select(top * top < far * far, top, zero)
         base, by = select(near == top, zero, top), rounded(near * type(one)(LOG2E))
         if anywhere(base != zero):
-            put_exp(p, one, x, y, base, by, smooth, address_in(lo, j * size, lo), cell)
+            put_exp(
+                p,
+                one,
+                x,
+                y,
+                base,
+                by,
+                smooth,
+                address_in(lo, j * size, lo),
+                cell,
+                ahead + j * p.row_step,
+                apart,
+            )
         else:
-            put_exp(p, one, x, y, None, by, smooth, address_in(lo, j * size, lo), cell)
+            put_exp(
+                p,
+                one,
+                x,
+                y,
+                None,
+                by,
+                smooth,
+                address_in(lo, j * size, lo),
+                cell,
+                ahead + j * p.row_step,
+                apart,
+            )
         put_wide(cell + PIVOT, by)
         put_wide(cell + AT_Y, base)
         for part in range(0, LINE // size, LINE // 8):
@@ -264,12 +288,15 @@ def _sum_down(one: Any, x: Any, column: Any, n: Any) -> Any:
 
 
 @jit()
-def put_exp(p: Any, one: Any, x: Any, y: Any, base: Any, by: Any, smooth: Any, lo: Any, cell: Any) -> None:
+def put_exp(
+    p: Any, one: Any, x: Any, y: Any, base: Any, by: Any, smooth: Any, lo: Any, cell: Any, ahead: Any, apart: Any
+) -> None:
     """2^-by exp(z - base) over z for a vector of rows; its logit at y to GAP, and the sum of others to DOT."""
     column, zero = p.tile * size_of(one), splat(type(one)(0))
     shift, floor = shifts_by(by)
     at_y, at_y_lo = splat(type(one)(-np.inf)), zero
     for k in range(p.classes):
+        prefetch(ahead + k * apart)
         z, low = load(one, x + k * column, one), low_of(one, lo, k * column)
         here = y == type(one)(k)
         at_y = select(here, z, at_y)
@@ -395,7 +422,7 @@ def work(
             prepare(p, one, i, rows, smooth, s)
             if affine is not None:
                 transform(p, one, rows, capped, s)
-            statistics(p, one, rows, smooth, affine, s)
+            statistics(p, of, one, i, rows, smooth, affine, s)
             settle(s.table, rows, p)
             total, error = add(total, error, sum_up(losses, rows, wide))
             if p.z_loss != 0.0:
