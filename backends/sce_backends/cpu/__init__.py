@@ -3,9 +3,10 @@
 plan.py      which kernel, in which pieces, with how much memory to work in
 execute.py   a problem: its parameters and scratch, the launch, the sum
 launch.py    a kernel for each combination of options, and chunks of rows for threads.py, which computes them
-kernel.py, rows.py, tiles.py, columns.py   the kernels; elements.py: their loops over classes
-vector_math.py   exp, log and max that vectorise; memory.py: rows by address, half types
-cache.py     where compiled kernels are kept
+kernel.py    the kernel for everything, with rows.py and elements.py: loops that LLVM makes vectors of
+tiles.py, columns.py   the kernels for most calls, in vectors; transforms.py: their temperature, cap and bias
+simd.py      what a vector is; vector_math.py: exp, log and max; memory.py: rows by address, half types
+threads.py   who computes; cache.py: where compiled kernels are kept
 """
 
 from __future__ import annotations

@@ -74,9 +74,9 @@ from .transforms import affine as affine_of
 from .transforms import reciprocal, soft_cap
 from .vector_math import LN2_HIGH, LN2_LOW, LOG2E, add, difference_error, finish, shifts_by
 
-# Addresses. x, lo: columns of p.tile numbers of the compute dtype, one a class; slope: the same in float64; curve:
-# a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; lines: of the gradient's
-# rows on their way past the caches.
+# Addresses. x, lo: columns of p.tile numbers of the compute dtype, one a class; slope: the same in float64;
+# curve: a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; lines: of the
+# gradient's rows on their way past the caches.
 Scratch = namedtuple("Scratch", "x lo slope curve table y lines")
 
 
@@ -200,7 +200,7 @@ def _cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> An
 def statistics(p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, affine: Any, s: Any) -> None:
     """The inputs of `settle`, and the exponentials over x, with 0 at each row's class."""
     column, size, zero = p.tile * size_of(one), size_of(one), splat(type(one)(0))
-    lo, far = address_in(s.lo, np.int64(0), affine), type(one)(far_from(p, one))
+    lo, far = address_in(s.lo, np.int64(0), affine), type(one)(far_from(p))
     # The next tile is fetched meanwhile: as much as this one's vector is made of, where that is in one place.
     ahead = row_at(p.logits, i // p.inner, i % p.inner) + p.tile * p.row_step
     apart = p.logits.of_c if p.row_step == size_of(of) else LINE // size * size_of(of)
@@ -210,8 +210,8 @@ def statistics(p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, affine
         for k in range(1, p.classes):
             z = load(one, x + k * column, one)
             top = select(z > top, z, top)
-        # As in tiles.py, a pivot is k ln 2, and where that is not exact, the maximum itself. Each lane has its
-        # own: a row's bits must not depend on its neighbours.
+        # As in tiles.py, a pivot is k ln 2, and where that is not exact, the maximum itself. Each lane has
+        # its own: a row's bits must not depend on its neighbours.
         near = select(top * top < far * far, top, zero)
         base, by = select(near == top, zero, top), rounded(near * type(one)(LOG2E))
         if anywhere(base != zero):
@@ -289,9 +289,19 @@ def _sum_down(one: Any, x: Any, column: Any, n: Any) -> Any:
 
 @jit()
 def put_exp(
-    p: Any, one: Any, x: Any, y: Any, base: Any, by: Any, smooth: Any, lo: Any, cell: Any, ahead: Any, apart: Any
+    p: Any,
+    one: Any,
+    x: Any,
+    y: Any,
+    base: Any,
+    by: Any,
+    smooth: Any,
+    lo: Any,
+    cell: Any,
+    ahead: Any,
+    apart: Any,
 ) -> None:
-    """2^-by exp(z - base) over z for a vector of rows; its logit at y to GAP, and the sum of others to DOT."""
+    """2^-by exp(z - base) over z for a vector of rows; the logit at y to GAP, the sum of others to DOT."""
     column, zero = p.tile * size_of(one), splat(type(one)(0))
     shift, floor = shifts_by(by)
     at_y, at_y_lo = splat(type(one)(-np.inf)), zero
@@ -397,8 +407,8 @@ def gradient(p: Any, one: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> N
 
 @jit()
 def work(
-    worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, smooth: Any, affine: Any,
-    capped: Any, grad: Any,
+    worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, smooth: Any,
+    affine: Any, capped: Any, grad: Any,
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]

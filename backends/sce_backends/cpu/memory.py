@@ -1,8 +1,8 @@
 """Rows by address: views of those that can be worked on in place, and copies in and out for the rest.
 
-Addresses and dtype numbers, because Numba would compile every kernel again for each dtype, each combination
-of layouts and for read-only arrays. Half types, which Numba's CPU target lacks, are read and written as
-integers of their width: int16 stands for float16, uint16 for bfloat16.
+Addresses, because Numba would compile every kernel again for each combination of layouts and for read-only
+arrays; in kernel.py, which few calls need, dtypes are numbers, too. Half types, which Numba's CPU target
+lacks, are read and written as integers of their width: int16 stands for float16, uint16 for bfloat16.
 """
 
 from __future__ import annotations

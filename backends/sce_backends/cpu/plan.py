@@ -61,7 +61,7 @@ def plan(problem: Problem, answer: Answer) -> Plan:
         grad is not None,
         answer.hess_diag is not None,
         answer.log_softmax is not None,
-        plain,
+        plain and way == "tiles",
     )
     facts = {
         "rows": problem.rows,
@@ -89,6 +89,8 @@ def plan(problem: Problem, answer: Answer) -> Plan:
         }
     scratch = _scratch(way, size, facts, transformed, problem.softcap is not None)
     memory = problem.logits.dtype.name, (problem.logits if grad is None else grad).dtype.name
+    if way == "rows":  # it looks at them when it runs: one kernel for all
+        memory = dtype, dtype
     chunks = -(-problem.rows // chunk)
     return Plan(way, dtype, memory, tuple(on or None for on in switches), chunks, scratch, facts)
 

@@ -424,7 +424,7 @@ def transpose(
     to_apart: Any,
     m: Any,
 ) -> Any:
-    """As many vectors as one has lanes, `apart` bytes from one to the next, become the lanes of those at `to`.
+    """As many vectors as one has lanes, `apart` bytes apart, become the lanes of those at `to`.
 
     Of each of them n lanes are read, and m lanes written.
     """

@@ -121,7 +121,7 @@ def read(
 def transform(
     p: Any, of: Any, one: Any, x: Any, z: Any, lo: Any, start: Any, n: Any, j: Any, capped: Any, s: Any
 ) -> None:
-    """z + lo of n classes, from `start` on, of the tile's j-th row, whose logits lie at x; and their slopes."""
+    """z + lo of n classes, from `start` on, of the tile's j-th row, whose logits lie at x; and slopes."""
 
 
 @overload(transform, jit_options={"error_model": "numpy"})
@@ -301,17 +301,17 @@ def sum_gaps(of: Any, one: Any, z: Any, lo: Any, n: Any, pivot: Any, at: Any) ->
 
 
 @jit()
-def far_from(p: Any, one: Any) -> Any:
-    """From where on k ln 2 is no pivot: where it would not be exact; in float64, where z_loss asks for the
-    logarithm of a sum that may be near 1, everywhere: of its largest term not an ulp may be lost.
+def far_from(p: Any) -> Any:
+    """From where on k ln 2 is no pivot: where it would not be exact; and everywhere where z_loss asks for the
+    logarithm of a sum, which may be near 1: its largest term has to be exactly that.
     """
-    return 0.0 if size_of(one) == 8 and p.z_loss != 0.0 else FAR
+    return 0.0 if p.z_loss != 0.0 else FAR
 
 
 @jit()
 def set_pivot(p: Any, top: Any) -> Any:
     """(k, base, far): what to take off near `top`, k ln 2 or, where that is too far, a base."""
-    if abs(top) < far_from(p, top):
+    if abs(top) < far_from(p):
         return np.rint(np.float64(top) * LOG2E), type(top)(0), False
     return 0.0, top, True
 
@@ -342,13 +342,13 @@ def long_row(
     """The statistics of the tile's j-th row and its exponentials, with 0 at its class.
 
     The pivot comes from the first block, and from the whole row if that rises more than SLACK above it, or
-    always in float64, where even the slack would cost accuracy.
+    always in float64, where even the slack would cost accuracy, and under z_loss (`far_from`).
     """
     cell = s.table + j * 8
     n, kind, y = p.classes, witness(of, one, plain), np.int64(get(1.0, cell + TARGET))
     e, row = s.tile + j * p.width * size_of(one), get(np.int64(0), cell + ROW)
     top, known, k, base, far = type(one)(0), False, 0.0, type(one)(0), False
-    if size_of(one) == 8:
+    if size_of(one) == 8 or p.z_loss != 0.0:
         top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
         k, base, far = set_pivot(p, top)
     rest, error, dot, dot_error, ahead = 0.0, 0.0, 0.0, 0.0, address_in(np.int64(AHEAD), 0, plain)
@@ -435,7 +435,7 @@ def reread(p: Any, one: Any, j: Any, plain: Any, affine: Any, s: Any) -> Any:
 
 @jit()
 def targets(p: Any, i: Any, rows: Any, smooth: Any, table: Any) -> None:
-    """What the targets of rows i .. i + rows are; after them, up to whole vectors, rows that count nothing."""
+    """What the targets of rows i .. i + rows are; then, up to whole vectors, rows that count nothing."""
     plain = p.labels and not (p.ignores or p.sample_weight or p.class_weight) and smooth is None
     done = rows // 8 * 8 if plain else np.int64(0)
     for j in range(0, done, 8):
@@ -555,7 +555,7 @@ def _weighted(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
 def weigh(
     one: Any, into: Any, e: Any, out: Any, n: Any, weights: Any, y: Any, slope: Any, past_caches: Any
 ) -> None:
-    """n classes of a gradient, c e_k - less, times their slopes, and at_y at class y; c and less in two parts."""
+    """n classes of a gradient, c e_k - less, times their slopes, and at_y at class y."""
     c, c_lo, less, at_y = weights
     lanes, size = LINE // size_of(one), LINE // size_of(one) * size_of(into)
     here = splat(at_y)
@@ -684,8 +684,8 @@ def write_tile(p: Any, one: Any, into: Any, rows: Any, smooth: Any, capped: Any,
 
 @jit()
 def work(
-    worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, plain: Any, smooth: Any,
-    affine: Any, capped: Any, grad: Any,
+    worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, plain: Any,
+    smooth: Any, affine: Any, capped: Any, grad: Any,
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]

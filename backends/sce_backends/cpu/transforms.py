@@ -34,7 +34,7 @@ def affine(x: Any, by: Any, by_lo: Any, bias: Any, bias_lo: Any) -> Any:
 
 
 def soft_cap(x: Any, p: Any, bias: Any, bias_lo: Any, slope: Any) -> Any:
-    """(z, lo) with z + lo = cap tanh(x / (T cap)) + bias + bias_lo, of 16 float32; dz/dx to the address `slope`.
+    """(z, lo) with z + lo = cap tanh(x / (T cap)) + bias + bias_lo, of 16 float32; dz/dx to `slope`.
 
     With E = exp(-2 |u|): tanh = (1 - E) / (1 + E) and its slope 4 E / (1 + E)^2, in float64, which leaves an
     error of cap 2^-53 in z. Infinities pass through.
