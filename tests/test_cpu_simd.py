@@ -365,7 +365,7 @@ def test_split():
     same(np.ldexp(f, k.astype(int)), x)
     assert (k == np.rint(k)).all()
     assert np.sqrt(0.5) <= f.min()
-    assert f.max() <= np.sqrt(2)
+    assert f.max() < np.sqrt(2)
 
 
 # Functions of vectors, against mpmath.
@@ -418,6 +418,7 @@ def below_a_pivot(dtype, count):
 
 WORST = [  # that a search of 10^8 float32 found: z, k, lo
     (37.77653884887695, 29.0, 0.0),
+    (-5.861087799072266, 0.0, -1.0434363417743953e-07),
     (-59.95622253417969, 0.0, -1.6512821048308979e-06),
     (32662.13671875, 47200.0, -0.0007012621499598026),
 ]
