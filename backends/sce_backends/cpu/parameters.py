@@ -20,6 +20,7 @@ _INTEGERS = (
     # transformation), and a row of the gradient can be written where it goes
     "past_caches",  # the gradient is too large for them and has no gaps: stream it
     "in_place",  # the gradient lies where the logits do
+    "pieces", "second",  # of a row; is this the second pass over them?
     "run", "row_step", "grad_step",  # rows of which each is as far from the next, and how far, in bytes
     "ignores", "ignored",  # is there an ignore_index, and which
 )  # fmt: skip
@@ -37,7 +38,7 @@ _VECTORS = (  # addresses of contiguous arrays; 0 where there is none
     "partial",  # (chunks, 2): the sums of loss and of its z-loss part
 )  # fmt: skip
 SCRATCH = (  # the same of memory to work in: plan.py says how large each worker's part is
-    "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "lines",
+    "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "lines", "found",
 )  # fmt: skip
 _MATRICES = ("logits", "distribution", "grad", "hess_diag", "log_softmax")
 
@@ -56,4 +57,4 @@ def pack(values: Mapping[str, Any], matrices: Mapping[str, tuple[int, ...]]) -> 
     numbers = [values.get(name, 0) for name in _INTEGERS + _FLOATS + _VECTORS + SCRATCH]
     for name in _MATRICES:
         numbers += matrices.get(name, _NONE)
-    return np.frombuffer(_PACKED.pack(*numbers), np.uint8)
+    return np.frombuffer(bytearray(_PACKED.pack(*numbers)), PARAMETERS)

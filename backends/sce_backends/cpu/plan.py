@@ -2,6 +2,7 @@
 
 rows.py        everything: any target, any output
 tiles.py       loss and gradient of index targets, some rows at a time
+pieces.py      the same for a few rows of very many classes, in pieces
 columns.py     the same, with vectors that run over the rows: few classes, or another class axis than the last
 """
 
@@ -13,10 +14,10 @@ import numpy as np
 
 from sce.backend import Answer, Array, Problem
 
-from . import kernel, rows, tiles
+from . import kernel, pieces, rows, tiles
 from .simd import LINE
 
-Way = Literal["rows", "tiles", "columns"]
+Way = Literal["rows", "tiles", "columns", "pieces"]
 
 # A chunk of rows is what one thread takes at a time, and the least that is worth waking another for: a few
 # tenths of a millisecond, in elements. A row costs about as much as 64 more than it has.
@@ -26,6 +27,9 @@ _TILE_BYTES = 1 << 16  # of a tile's exponentials: they stay in a core's own cac
 _COLUMNS_BYTES = 1 << 18  # the same of columns
 _FEW = 64  # classes, up to which rows are turned into columns, and
 _MOST_COLUMNS = 2048  # where they lie that way anyway
+# Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it yet: a
+# row takes half a millisecond, and waking a thread up to a fifth of one.
+_MANY, _FEW_ROWS = 1 << 20, 4
 _PAST_CACHES = 1 << 24  # bytes of a gradient that the caches cannot hold
 
 
@@ -36,6 +40,7 @@ class Plan(NamedTuple):
     switches: tuple[bool | None, ...]  # of the kernel: True, or None for what is compiled away
     chunks: int
     scratch: dict[str, int]  # bytes of each worker's part of parameters.SCRATCH
+    shared: dict[str, int]  # bytes of what all workers have together of it
     facts: dict[str, int]  # integers of parameters.PARAMETERS
 
 
@@ -48,7 +53,8 @@ def plan(problem: Problem, answer: Answer) -> Plan:
     way = _way(problem, grad, dtype, smooth, row_step == problem.logits.itemsize)
     chunk = max(1, _CHUNK // (classes + _ROW))
     tile = _tile(way, classes * size)
-    width = -(-classes // (LINE // size)) * (LINE // size)
+    parts = -(-classes // pieces.PIECE) if way == "pieces" else 1
+    width = pieces.PIECE if parts > 1 else -(-classes // (LINE // size)) * (LINE // size)
     plain = not transformed and problem.logits.strides[2] == problem.logits.itemsize
     direct = plain and problem.logits.dtype == dtype
     in_place = grad is not None and _address(grad) == _address(problem.logits)
@@ -61,7 +67,7 @@ def plan(problem: Problem, answer: Answer) -> Plan:
         grad is not None,
         answer.hess_diag is not None,
         answer.log_softmax is not None,
-        plain and way == "tiles",
+        plain and way in ("tiles", "pieces"),
     )
     facts = {
         "rows": problem.rows,
@@ -74,6 +80,7 @@ def plan(problem: Problem, answer: Answer) -> Plan:
         "length": max(classes, rows.BLOCK),
         "direct": direct and (grad is None or (grad.dtype == dtype and grad.strides[2] == size)),
         "in_place": in_place,
+        "pieces": parts,
         "run": run,
         "row_step": row_step,
         "grad_step": grad_step,
@@ -91,8 +98,9 @@ def plan(problem: Problem, answer: Answer) -> Plan:
     memory = problem.logits.dtype.name, (problem.logits if grad is None else grad).dtype.name
     if way == "rows":  # it looks at them when it runs: one kernel for all
         memory = dtype, dtype
-    chunks = -(-problem.rows // chunk)
-    return Plan(way, dtype, memory, tuple(on or None for on in switches), chunks, scratch, facts)
+    chunks = problem.rows * parts if parts > 1 else -(-problem.rows // chunk)
+    shared = _shared(way, size, facts, problem.softcap is not None)
+    return Plan(way, dtype, memory, tuple(on or None for on in switches), chunks, scratch, shared, facts)
 
 
 def _way(problem: Problem, grad: Array | None, dtype: str, smooth: bool, sideways: bool) -> Way:
@@ -104,7 +112,9 @@ def _way(problem: Problem, grad: Array | None, dtype: str, smooth: bool, sideway
         return "rows"  # nearly all mass may be at the maximum: its term, too, has to stay apart
     if problem.classes <= (_MOST_COLUMNS if sideways else _FEW):
         return "columns"
-    return "tiles" if grad is None or grad.strides[2] == grad.itemsize else "rows"
+    if grad is not None and grad.strides[2] != grad.itemsize:
+        return "rows"
+    return "pieces" if problem.rows <= _FEW_ROWS and problem.classes >= _MANY else "tiles"
 
 
 def _tile(way: Way, size: int) -> int:
@@ -130,7 +140,18 @@ def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capp
         found["lows"] = facts["tile_bytes"]
     if capped:
         found["slopes"] = facts["tile"] * facts["width"] * 8
+    if way == "pieces":
+        for name in ("exponentials", "slopes"):
+            found.pop(name, None)  # shared
     return found
+
+
+def _shared(way: Way, size: int, facts: dict[str, int], capped: bool) -> dict[str, int]:
+    if way != "pieces":
+        return {}
+    every = facts["rows"] * facts["pieces"]
+    found = {"found": every * pieces.FOUND, "exponentials": every * pieces.PIECE * size}
+    return found | ({"slopes": every * pieces.PIECE * 8} if capped else {})
 
 
 def _steps(logits: Array, grad: Array | None) -> tuple[int, int, int]:
@@ -155,11 +176,16 @@ def _address(x: Array) -> int:
 def addresses(plan: Plan, workers: int, base: int) -> dict[str, int]:
     """Where each part of the scratch begins, for all workers one after the other."""
     found = {}
-    for name, size in plan.scratch.items():
+    for name, size in _sizes(plan, workers).items():
         found[name] = base
-        base += _whole_lines(size * workers)
+        base += size
     return found
 
 
 def scratch_bytes(plan: Plan, workers: int) -> int:
-    return sum(_whole_lines(size * workers) for size in plan.scratch.values())
+    return sum(_sizes(plan, workers).values())
+
+
+def _sizes(plan: Plan, workers: int) -> dict[str, int]:
+    sizes = {name: size * workers for name, size in plan.scratch.items()} | plan.shared
+    return {name: _whole_lines(size) for name, size in sizes.items()}

@@ -164,7 +164,9 @@ def only(typingctx: Any, one: Any, n: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         numbers = _constant(ir.VectorType(_WORD, lanes), range(lanes))
-        return builder.icmp_signed("==", numbers, _splat(builder, builder.trunc(args[1], _WORD), lanes))
+        there = builder.icmp_unsigned("<", args[1], ir.Constant(args[1].type, lanes))
+        n = builder.select(there, builder.trunc(args[1], _WORD), ir.Constant(_WORD, -1))
+        return builder.icmp_signed("==", numbers, _splat(builder, n, lanes))
 
     return Mask(lanes)(one, nb.int64), codegen
 
@@ -197,7 +199,7 @@ def split(typingctx: Any, x: Any) -> Any:
 
 @intrinsic
 def largest(typingctx: Any, x: Any) -> Any:
-    """The largest lane, leaving NaN aside."""
+    """The largest lane; none of them may be NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value, count = args[0], x.lanes
@@ -329,6 +331,9 @@ def load(typingctx: Any, of: Any, address: Any, one: Any) -> Any:
 
 def _before(builder: Any, n: Any, lanes: int) -> Any:
     """The mask of the lanes before n."""
+    word = n.type
+    n = builder.select(builder.icmp_signed("<", n, ir.Constant(word, lanes)), n, ir.Constant(word, lanes))
+    n = builder.select(builder.icmp_signed(">", n, ir.Constant(word, 0)), n, ir.Constant(word, 0))
     numbers = _constant(ir.VectorType(_WORD, lanes), range(lanes))
     return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(n, _WORD), lanes))
 

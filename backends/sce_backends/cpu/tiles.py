@@ -88,12 +88,12 @@ REST, DOT, OF_P, AT_Y, LOSS, Z_LOSS, ROW, OUT = _PLACES[8:]
 # types that logits and gradient have in memory. Switches are True, or None and compiled away: `plain`, the
 # logits can be read where they lie; the others are options.
 
-Scratch = namedtuple("Scratch", "z lo curve table tile lows slope line")
+Scratch = namedtuple("Scratch", "z lo curve table tile lows slope line first stop")
 Scratch.__doc__ = """A worker's memory: addresses, because arrays would be copied from call to call.
 
 z, lo: of BLOCK numbers of the compute dtype, curve of float64. table: the values. tile: of the exponentials,
 rows of p.width numbers of the compute dtype; lows, of short rows' lo, the same; slope, of dz/dx under a soft
-cap, in float64. line: of one cache line.
+cap, in float64. line: of one cache line. And the classes that it is for: first .. stop.
 """
 
 
@@ -146,7 +146,7 @@ def _transform(
     def capped_block32(
         p: Any, of: Any, one: Any, x: Any, z: Any, lo: Any, start: Any, n: Any, j: Any, capped: Any, s: Any
     ) -> None:
-        slope = s.slope + (j * p.width + start) * 8
+        slope = s.slope + (j * p.width + start - s.first) * 8
         for i in range(-(-n // 16)):
             at = x + i * 16 * size_of(of)
             prefetch(at + AHEAD)
@@ -160,7 +160,7 @@ def _transform(
     def capped_block64(
         p: Any, of: Any, one: Any, x: Any, z: Any, lo: Any, start: Any, n: Any, j: Any, capped: Any, s: Any
     ) -> None:
-        high, slope = view(1.0, z, n), view(1.0, s.slope + (j * p.width + start) * 8, n)
+        high, slope = view(1.0, z, n), view(1.0, s.slope + (j * p.width + start - s.first) * 8, n)
         if x != z:
             gather_line(of, x, size_of(of), high)
         bias = view(1.0, p.bias + start * 8, n)
@@ -192,8 +192,8 @@ def highest_of_row(
     p: Any, of: Any, one: Any, row: Any, j: Any, plain: Any, affine: Any, capped: Any, s: Any
 ) -> Any:
     top = type(one)(-np.inf)
-    for start in range(0, p.classes, BLOCK):
-        n = min(BLOCK, p.classes - start)
+    for start in range(s.first, s.stop, BLOCK):
+        n = min(BLOCK, s.stop - start)
         z, _ = read(p, of, one, row, start, n, j, plain, affine, capped, s)
         found = highest(witness(of, one, plain), one, z, n)
         top = found if found > top else top
@@ -345,21 +345,21 @@ def long_row(
     always in float64, where even the slack would cost accuracy, and under z_loss (`far_from`).
     """
     cell = s.table + j * 8
-    n, kind, y = p.classes, witness(of, one, plain), np.int64(get(1.0, cell + TARGET))
+    kind, y = witness(of, one, plain), np.int64(get(1.0, cell + TARGET))
     e, row = s.tile + j * p.width * size_of(one), get(np.int64(0), cell + ROW)
     top, known, k, base, far = type(one)(0), False, 0.0, type(one)(0), False
     if size_of(one) == 8 or p.z_loss != 0.0:
         top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
         k, base, far = set_pivot(p, top)
     rest, error, dot, dot_error, ahead = 0.0, 0.0, 0.0, 0.0, address_in(np.int64(AHEAD), 0, plain)
-    start = np.int64(0)
-    while start < n:
-        size = min(BLOCK, n - start)
+    start = s.first
+    while start < s.stop:
+        size = min(BLOCK, s.stop - start)
         z, lo = read(p, of, one, row, start, size, j, plain, affine, capped, s)
-        if start == 0 and not known:
+        if start == s.first and not known:
             top = highest(kind, one, z, size)
             k, base, far = set_pivot(p, top)
-        to = e + start * size_of(one)
+        to = e + (start - s.first) * size_of(one)
         if far:
             m = put_exp(kind, one, z, lo, size, k, base, to, ahead)
         else:
@@ -367,12 +367,12 @@ def long_row(
         if not known and m > top + SLACK:
             top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
             k, base, far = set_pivot(p, top)
-            rest, error, dot, dot_error, start = 0.0, 0.0, 0.0, 0.0, np.int64(0)
+            rest, error, dot, dot_error, start = 0.0, 0.0, 0.0, 0.0, s.first
             continue
         at = y - start if start <= y < start + size else np.int64(-1)
         if at >= 0:
             put(one, to + at * size_of(one), type(one)(0))
-        if at >= 0 or start == 0:
+        if at >= 0 or start == s.first:
             keep_pivot(s, j, kind, k, base, z, lo, at)
         rest, error = add(rest, error, sum_of(one, to, size))
         if smooth is not None:
@@ -622,7 +622,7 @@ def emit(
     past_caches: Any,
 ) -> None:  # fmt: skip
     """The gradient of classes start .. start + n of the tile's j-th row, to `out`."""
-    first = j * p.width + start
+    first = j * p.width + start - s.first
     y = np.int64(get(1.0, s.table + j * 8 + TARGET)) - start
     slope = address_in(s.slope, first * 8, capped)
     weigh(one, into, s.tile + first * size_of(one), out, n, weights, y, slope, past_caches)
@@ -683,15 +683,10 @@ def write_tile(p: Any, one: Any, into: Any, rows: Any, smooth: Any, capped: Any,
 
 
 @jit()
-def work(
-    worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, plain: Any,
-    smooth: Any, affine: Any, capped: Any, grad: Any,
-) -> None:  # fmt: skip
-    """Chunks first .. last, as kernel.work."""
-    p = view_of_records(PARAMETERS, parameters)[0]
-    partial, wide = p.partial, size_of(one) == 8
+def scratch_of(p: Any, one: Any, worker: Any, first: Any, stop: Any) -> Any:
+    """A worker's."""
     size, table = BLOCK * size_of(one), VALUES * COLUMN
-    s = Scratch(
+    return Scratch(
         p.blocks + 2 * worker * size,
         p.blocks + (2 * worker + 1) * size,
         p.curves + worker * BLOCK * 8,
@@ -700,7 +695,20 @@ def work(
         p.lows + worker * p.tile_bytes,
         p.slopes + worker * p.tile * p.width * 8,
         p.table + worker * (table + LINE) + table,
+        first,
+        stop,
     )
+
+
+@jit()
+def work(
+    worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, plain: Any,
+    smooth: Any, affine: Any, capped: Any, grad: Any,
+) -> None:  # fmt: skip
+    """Chunks first .. last, as kernel.work."""
+    p = view_of_records(PARAMETERS, parameters)[0]
+    partial, wide = p.partial, size_of(one) == 8
+    s = scratch_of(p, one, worker, np.int64(0), p.classes)
     losses, z_losses = s.table + LOSS, s.table + Z_LOSS
     for chunk in range(first, last):
         total, error, z_total, z_error = 0.0, 0.0, 0.0, 0.0

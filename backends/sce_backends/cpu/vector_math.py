@@ -240,15 +240,19 @@ def _exponential(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
             m = fused(z, F32(1.4426950408889634), shift)  # the low bits are n - k and the exponent's offset
             n = m - shift
             high = fused(n, F32(-0.693147182464599609375), z)
-            if lo is not None:
-                high = high + select(above, lo, F32(0))
             r = fused(n, F32(1.9046542999577679e-09), high)
+            if lo is not None:
+                high, more = r, select(above, lo, F32(0))
+                r = high + more
+                low = more - (r - high)
             p = fused(r, F32(0.000198910013), F32(0.00139336591))
             p = fused(p, r, F32(0.00833331048))
             p = fused(p, r, F32(0.041666463))
             p = fused(p, r, F32(0.166666672))
             p = fused(p, r, F32(0.5))
             s = exponent(m)
+            if lo is not None:
+                return fused(s, r + fused(p * r, r, low), s)
             return fused(s, fused(p * r, r, r), s)
 
         return exponential32
