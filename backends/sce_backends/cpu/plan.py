@@ -27,7 +27,7 @@ _TILE_BYTES = 1 << 16  # of a tile's exponentials: they stay in a core's own cac
 _COLUMNS_BYTES = 1 << 18  # the same of columns
 _FEW = 64  # classes, up to which rows are turned into columns, and
 _MOST_COLUMNS = 2048  # where they lie that way anyway
-# Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it yet: a
+# Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it: a
 # row takes half a millisecond, and waking a thread up to a fifth of one.
 _MANY, _FEW_ROWS = 1 << 20, 4
 _PAST_CACHES = 1 << 24  # bytes of a gradient that the caches cannot hold
