@@ -1,5 +1,7 @@
 """The three kernels of the Numba backend: who is called for what, and what each of them does by itself."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -121,6 +123,32 @@ def test_copies_write_all_bytes_and_no_others(past_caches, size):
             np.testing.assert_array_equal(target, want)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("neighbour", [50_000.0, np.nan, np.inf, -np.inf])
+def test_a_row_does_not_depend_on_its_neighbours(dtype, neighbour):
+    for c in (5, 40, 100, 700):
+        x, y = some(40, c, dtype)
+        whole = sce.loss_and_grad(x, y, reduction="none", backend="cpu")
+        x[7] = neighbour
+        beside = sce.loss_and_grad(x, y, reduction="none", backend="cpu")
+        others = np.arange(40) != 7
+        assert beside[0][others].tobytes() == whole[0][others].tobytes()
+        assert beside[1][others].tobytes() == whole[1][others].tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("c", [3, 100, 2000])
+@pytest.mark.parametrize("lse", [0.001, 0.03, 0.3, -0.2])
+def test_z_loss_where_the_sum_is_near_1(dtype, c, lse):
+    """Of the largest term not an ulp may be lost: it is the whole of lse."""
+    x = np.full((20, c), -50.0, dtype)
+    x[np.arange(20), np.arange(20) % c] = lse * (1 + np.arange(20) / 50)
+    y = (np.arange(20) + 1) % c
+    got = sce.evaluate(x, y, outputs=("z_loss",), z_loss=1e-4, reduction="none", backend="cpu").z_loss
+    want = sce.evaluate(x, y, outputs=("z_loss",), z_loss=1e-4, reduction="none", backend="reference").z_loss
+    np.testing.assert_allclose(got, want, rtol=(4 + np.log2(c) / 2) * np.finfo(dtype).eps)
+
+
 def test_a_row_does_not_depend_on_its_place_in_a_tile():
     for c in (5, 100, 700):
         x, y = some(tiles.TILE + 9, c)
@@ -139,3 +167,59 @@ def test_ignored_rows_of_nan_stay_zero_in_a_tile():
         grad = sce.loss_and_grad(x, y, ignore_index=-1, backend="cpu")[1]
         assert (grad[3:6] == 0).all()
         assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("c", [10, 100, 600])
+def test_a_wide_soft_cap_hides_nothing(c):
+    """1 - exp(-2 u) has no digits left where u is tiny."""
+    x, y = some(3, c)
+    for cap in (1e3, 1e9, 1e15, 1e30):
+        agree(x, y, softcap=cap)
+
+
+@pytest.mark.parametrize("c", [10, 100, 600])
+def test_smoothing_over_a_class_that_is_never_seen(c):
+    x, y = some(3, c)
+    x[0, 7], y[0] = -np.inf, 1
+    for options in ({}, {"temperature": 2.0}, {"softcap": 5.0}):
+        loss = sce.cross_entropy(x, y, label_smoothing=0.1, reduction="none", backend="cpu", **options)
+        want = sce.cross_entropy(x, y, label_smoothing=0.1, reduction="none", backend="reference", **options)
+        np.testing.assert_allclose(loss, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("c", [10, 100, 600])
+@pytest.mark.parametrize("denominator", [0.0, 2.0])
+def test_labels_out_of_range_wherever_they_stand(c, denominator):
+    x, _ = some(11, c)
+    options = {"denominator": denominator, "empty": "zero", "validate": False}
+    got = sce.loss_and_grad(x, np.full(11, c + 3), backend="cpu", **options)
+    want = sce.loss_and_grad(x, np.full(11, c + 3), backend="reference", **options)
+    np.testing.assert_array_equal(got[1], want[1])
+
+
+@pytest.mark.parametrize("grad_scale", [1.0, 1e-20, 1e-30])
+def test_a_rise_above_the_first_block_costs_a_small_gradient_nothing(grad_scale):
+    x = np.full((1, 2000), -200, np.float32)
+    x[0, :600] = -31
+    x[0, 700:800] = np.linspace(-1, 0, 100)
+    agree(x, np.array([5]), grad_scale=grad_scale)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+@pytest.mark.parametrize("c", [10, 200])
+def test_a_signal_handler_may_call_meanwhile(c):
+    x, y = some(300_000 // c * 10, c)
+    want = sce.loss_and_grad(x, y, backend="cpu")
+    other = some(50, c, seed=1)
+    calls = []
+    before = signal.signal(signal.SIGALRM, lambda *_: calls.append(sce.loss_and_grad(*other, backend="cpu")))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+        for _ in range(30):
+            got = sce.loss_and_grad(x, y, backend="cpu")
+            assert got[0] == want[0]
+            np.testing.assert_array_equal(got[1], want[1])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert calls

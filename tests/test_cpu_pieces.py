@@ -1,5 +1,7 @@
 """A few rows of very many classes, which threads share: the kernel that takes rows in pieces."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -130,3 +132,29 @@ def test_strided_rows_and_guards():
     assert (memory[:, 20 + C :] == 7).all()
     agree(np.asfortranarray(x), y)
     agree(np.repeat(x, 2, axis=1)[:, ::2], y)
+
+
+@pytest.mark.parametrize("depth", [-95, -101, -104])
+def test_pieces_far_below_the_others(depth):
+    x = np.full((1, C), -200, np.float32)
+    x[0, 0], x[0, 1] = 0, -0.3
+    x[0, pieces.PIECE : pieces.PIECE + 600] = depth
+    x[0, pieces.PIECE + 700 : pieces.PIECE + 800] = depth + 30 + np.linspace(0, 1, 100)
+    agree(x, np.array([5]))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_a_signal_handler_may_call_between_the_passes():
+    x, y = some(1)
+    want = sce.loss_and_grad(x, y, backend="cpu")
+    other = some(1, 40_000)
+    before = signal.signal(signal.SIGALRM, lambda *_: sce.loss_and_grad(*other, backend="cpu"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.004, 0.004)
+        for _ in range(100):
+            got = sce.loss_and_grad(x, y, backend="cpu")
+            assert got[0] == want[0]
+            np.testing.assert_array_equal(got[1], want[1])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -13,8 +13,8 @@ import numpy as np
 from sce.backend import DTYPES, Answer, Array, Problem
 
 from . import launch, threads
-from .parameters import pack
-from .plan import Plan, addresses, plan, scratch_bytes
+from .parameters import SECOND, pack
+from .plan import Plan, places, plan
 from .simd import LINE
 
 _KEPT = 1 << 23  # bytes of scratch that a thread keeps for its next call
@@ -26,13 +26,16 @@ def execute(problem: Problem, answer: Answer) -> None:
     kernel = launch.kernel(found.way, found.dtype, found.memory, found.switches)
     workers = threads.workers(found.chunks)
     partial = np.zeros((found.chunks, 2))
-    scratch = _scratch(scratch_bytes(found, workers))
+    at, size = places(found, workers)
+    scratch = _scratch(size)
+    base = _address(scratch)
     vectors = _vectors(problem, answer, found)  # kept alive: the kernel sees addresses only
     vectors["partial"] = partial
     values = {
-        **found.facts,
-        **addresses(found, workers, _address(scratch)),
+        **{name: base + place for name, place in at.items()},
         **{name: _address(x) for name, x in vectors.items() if x is not None},
+        "ignores": problem.ignore_index is not None,
+        "ignored": problem.ignore_index or 0,
         "denominator": problem.denominator,
         "unit": 1.0 / problem.denominator if problem.denominator else 0.0,
         "grad_scale": problem.grad_scale,
@@ -50,11 +53,15 @@ def execute(problem: Problem, answer: Answer) -> None:
         "hess_diag": answer.hess_diag,
         "log_softmax": answer.log_softmax,
     }
-    parameters = pack(values, {name: _matrix(x) for name, x in matrices.items() if x is not None})
+    parameters = pack(
+        found.started, values, {name: _matrix(x) for name, x in matrices.items() if x is not None}
+    )
     launch.launch(kernel.address, _address(parameters), found.chunks, workers)
     if found.way == "pieces":
-        parameters["second"] = 1
+        parameters[SECOND] = 1
         launch.launch(kernel.address, _address(parameters), found.chunks, workers)
+    if scratch.size <= _KEPT:  # new memory costs more than a small problem
+        _local.scratch = scratch
     if problem.reduce:
         for into, value in zip((answer.loss, answer.z_loss), launch.sum_up(partial), strict=True):
             if into is not None:
@@ -62,15 +69,15 @@ def execute(problem: Problem, answer: Answer) -> None:
 
 
 def _scratch(size: int) -> Array:
-    """Bytes that begin with a cache line. Small ones are kept: new memory costs more than a small problem."""
-    kept: Array | None = getattr(_local, "scratch", None)
+    """Bytes that begin with a cache line: those that the thread's last call kept, if they are enough.
+
+    They are taken away from there: a signal handler may call while this call is under way.
+    """
+    kept: Array | None = _local.__dict__.pop("scratch", None)
     if kept is not None and kept.size >= size:
         return kept
     memory = np.empty(size + 64, np.uint8)
-    memory = memory[-_address(memory) % 64 :]
-    if size <= _KEPT:
-        _local.scratch = memory
-    return memory
+    return memory[-_address(memory) % 64 :]
 
 
 def _vectors(problem: Problem, answer: Answer, found: Plan) -> dict[str, Array | None]:

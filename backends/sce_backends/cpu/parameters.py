@@ -48,13 +48,29 @@ PARAMETERS = np.dtype(
     + [(name, np.int64) for name in _VECTORS + SCRATCH]
     + [(name, MATRIX) for name in _MATRICES]
 )
+_NAMES = _INTEGERS + _FLOATS + _VECTORS + SCRATCH
 _PACKED = struct.Struct(f"={len(_INTEGERS)}q{len(_FLOATS)}d{len(_VECTORS + SCRATCH)}q{5 * len(_MATRICES)}q")
-_NONE = (0, 0, 0, 0, 0)
+_PLACES = {name: k for k, name in enumerate(_NAMES)}
+_PLACES |= {name: len(_NAMES) + 5 * k for k, name in enumerate(_MATRICES)}
+SECOND = _PLACES["second"]
 
 
-def pack(values: Mapping[str, Any], matrices: Mapping[str, tuple[int, ...]]) -> np.ndarray[Any, Any]:
-    """The record's bytes; what is not named is 0. Field by field would take longer than a small problem."""
-    numbers = [values.get(name, 0) for name in _INTEGERS + _FLOATS + _VECTORS + SCRATCH]
-    for name in _MATRICES:
-        numbers += matrices.get(name, _NONE)
-    return np.frombuffer(bytearray(_PACKED.pack(*numbers)), PARAMETERS)
+def start(facts: Mapping[str, int]) -> list[float]:
+    """The record's numbers, of which some are known; the others are 0."""
+    numbers: list[float] = [0] * (len(_NAMES) + 5 * len(_MATRICES))
+    for name, value in facts.items():
+        numbers[_PLACES[name]] = value
+    return numbers
+
+
+def pack(
+    started: list[float], values: Mapping[str, Any], matrices: Mapping[str, tuple[int, ...]]
+) -> np.ndarray[Any, Any]:
+    """The record, as integers. Setting its fields one by one would take longer than a small problem."""
+    numbers = started.copy()
+    for name, value in values.items():
+        numbers[_PLACES[name]] = value
+    for name, matrix in matrices.items():
+        place = _PLACES[name]
+        numbers[place : place + 5] = matrix
+    return np.frombuffer(bytearray(_PACKED.pack(*numbers)), np.int64)

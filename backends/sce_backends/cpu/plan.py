@@ -8,13 +8,15 @@ columns.py     the same, with vectors that run over the rows: few classes, or an
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import functools
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from sce.backend import Answer, Array, Problem
 
 from . import kernel, pieces, rows, tiles
+from .parameters import start
 from .simd import LINE
 
 Way = Literal["rows", "tiles", "columns", "pieces"]
@@ -30,6 +32,7 @@ _MOST_COLUMNS = 2048  # where they lie that way anyway
 # Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it: a
 # row takes half a millisecond, and waking a thread up to a fifth of one.
 _MANY, _FEW_ROWS = 1 << 20, 4
+_WIDE_CAP = 1e6
 _PAST_CACHES = 1 << 24  # bytes of a gradient that the caches cannot hold
 
 
@@ -41,80 +44,122 @@ class Plan(NamedTuple):
     chunks: int
     scratch: dict[str, int]  # bytes of each worker's part of parameters.SCRATCH
     shared: dict[str, int]  # bytes of what all workers have together of it
-    facts: dict[str, int]  # integers of parameters.PARAMETERS
+    width: int  # the length of a row of scratch
+    started: list[float]  # the parameters, as far as they are known
+
+
+class _Shape(NamedTuple):
+    """What a plan depends on: not on values, and not on where arrays lie."""
+
+    rows: int
+    classes: int
+    shape: tuple[int, ...]  # of the logits, as are
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+    grad: tuple[tuple[int, ...], np.dtype[Any], bool] | None  # strides, dtype; whole lines can be written
+    in_place: bool
+    target: str
+    outputs: frozenset[str]
+    smooth: bool
+    transformed: bool
+    capped: bool
+    wide_cap: bool  # so wide that its tanh needs more care than transforms.py takes
+    class_weight: bool
+    limits: tuple[int, ...]  # this module's
 
 
 def plan(problem: Problem, answer: Answer) -> Plan:
-    dtype = "float64" if problem.dtype == "float64" else "float32"
-    size, classes, grad = np.dtype(dtype).itemsize, problem.classes, answer.grad
-    transformed = problem.softcap is not None or problem.logit_bias is not None or problem.temperature != 1.0
-    smooth = problem.target == "index" and problem.label_smoothing != 0.0
-    run, row_step, grad_step = _steps(problem.logits, grad)
-    way = _way(problem, grad, dtype, smooth, row_step == problem.logits.itemsize)
+    logits, grad = problem.logits, answer.grad
+    flat = grad is not None and grad.flags.c_contiguous and grad.flags.aligned
+    return _plan(
+        _Shape(
+            problem.rows,
+            problem.classes,
+            logits.shape,
+            logits.strides,
+            logits.dtype,
+            None if grad is None else (grad.strides, grad.dtype, flat),
+            grad is not None and _address(grad) == _address(logits),
+            problem.target,
+            problem.outputs,
+            problem.target == "index" and problem.label_smoothing != 0.0,
+            problem.softcap is not None or problem.logit_bias is not None or problem.temperature != 1.0,
+            problem.softcap is not None,
+            problem.softcap is not None and problem.softcap > _WIDE_CAP,
+            problem.class_weight is not None,
+            (_PAST_CACHES, _MANY),
+        )
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(shape: _Shape) -> Plan:
+    dtype = "float64" if shape.dtype == "float64" else "float32"
+    size, classes, grad = np.dtype(dtype).itemsize, shape.classes, shape.grad
+    run, row_step, grad_step = _steps(shape)
+    way = _way(shape, dtype, row_step == shape.dtype.itemsize)
     chunk = max(1, _CHUNK // (classes + _ROW))
     tile = _tile(way, classes * size)
     parts = -(-classes // pieces.PIECE) if way == "pieces" else 1
     width = pieces.PIECE if parts > 1 else -(-classes // (LINE // size)) * (LINE // size)
-    plain = not transformed and problem.logits.strides[2] == problem.logits.itemsize
-    direct = plain and problem.logits.dtype == dtype
-    in_place = grad is not None and _address(grad) == _address(problem.logits)
+    plain = not shape.transformed and shape.strides[2] == shape.dtype.itemsize
+    direct = plain and shape.dtype == dtype
+    past_caches = grad is not None and grad[2] and not shape.in_place
+    if grad is not None:
+        past_caches = past_caches and shape.rows * classes * grad[1].itemsize >= _PAST_CACHES
+        direct = direct and grad[1] == dtype and grad[0][2] == size
     switches = (
-        smooth,
-        transformed,
-        problem.softcap is not None,
-        problem.distribution is not None,
-        answer.entropy is not None,
+        shape.smooth,
+        shape.transformed,
+        shape.capped,
+        shape.target == "distribution",
+        "entropy" in shape.outputs,
         grad is not None,
-        answer.hess_diag is not None,
-        answer.log_softmax is not None,
+        "hess_diag" in shape.outputs,
+        "log_softmax" in shape.outputs,
         plain and way in ("tiles", "pieces"),
     )
     facts = {
-        "rows": problem.rows,
-        "inner": problem.logits.shape[1],
+        "rows": shape.rows,
+        "inner": shape.shape[1],
         "classes": classes,
         "chunk": chunk,
         "tile": tile,
         "width": width,
         "tile_bytes": tile * width * size,
         "length": max(classes, rows.BLOCK),
-        "direct": direct and (grad is None or (grad.dtype == dtype and grad.strides[2] == size)),
-        "in_place": in_place,
+        "direct": direct,
+        "in_place": shape.in_place,
         "pieces": parts,
         "run": run,
         "row_step": row_step,
         "grad_step": grad_step,
-        "ignores": problem.ignore_index is not None,
-        "ignored": problem.ignore_index or 0,
+        "past_caches": past_caches,
     }
-    if grad is not None:
-        facts |= {
-            "past_caches": grad.nbytes >= _PAST_CACHES
-            and not in_place
-            and grad.flags.c_contiguous
-            and grad.flags.aligned,
-        }
-    scratch = _scratch(way, size, facts, transformed, problem.softcap is not None)
-    memory = problem.logits.dtype.name, (problem.logits if grad is None else grad).dtype.name
+    scratch = _scratch(way, size, facts, shape.transformed, shape.capped)
+    memory = shape.dtype.name, (shape.dtype if grad is None else grad[1]).name
     if way == "rows":  # it looks at them when it runs: one kernel for all
         memory = dtype, dtype
-    chunks = problem.rows * parts if parts > 1 else -(-problem.rows // chunk)
-    shared = _shared(way, size, facts, problem.softcap is not None)
-    return Plan(way, dtype, memory, tuple(on or None for on in switches), chunks, scratch, shared, facts)
+    chunks = shape.rows * parts if parts > 1 else -(-shape.rows // chunk)
+    shared = _shared(way, size, facts, shape.capped)
+    on = tuple(switch or None for switch in switches)
+    return Plan(way, dtype, memory, on, chunks, scratch, shared, width, start(facts))
 
 
-def _way(problem: Problem, grad: Array | None, dtype: str, smooth: bool, sideways: bool) -> Way:
-    if problem.distribution is not None or not problem.outputs <= _TILED:
+def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
+    if shape.target == "distribution" or not shape.outputs <= _TILED:
         return "rows"
-    if problem.target == "none" and "loss" in problem.outputs:
+    if shape.target == "none" and "loss" in shape.outputs:
         return "rows"  # the loss is lse itself, which may lie near 0
-    if smooth and (dtype == "float64" or problem.class_weight is not None):
-        return "rows"  # nearly all mass may be at the maximum: its term, too, has to stay apart
-    if problem.classes <= (_MOST_COLUMNS if sideways else _FEW):
-        return "columns"
-    if grad is not None and grad.strides[2] != grad.itemsize:
+    if shape.wide_cap and dtype == "float32":
         return "rows"
-    return "pieces" if problem.rows <= _FEW_ROWS and problem.classes >= _MANY else "tiles"
+    if shape.smooth and (dtype == "float64" or shape.class_weight):
+        return "rows"  # nearly all mass may be at the maximum: its term, too, has to stay apart
+    if shape.classes <= (_MOST_COLUMNS if sideways else _FEW):
+        return "columns"
+    if shape.grad is not None and shape.grad[0][2] != shape.grad[1].itemsize:
+        return "rows"
+    return "pieces" if shape.rows <= _FEW_ROWS and shape.classes >= _MANY else "tiles"
 
 
 def _tile(way: Way, size: int) -> int:
@@ -129,7 +174,7 @@ def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capp
         length = facts["length"]
         return {"scratch": kernel.SLOTS * length * size, "wide": kernel.WIDE_SLOTS * length * 8}
     found = {
-        "blocks": 3 * tiles.BLOCK * size,
+        "blocks": 2 * tiles.BLOCK * size,
         "curves": tiles.BLOCK * 8,
         "table": tiles.VALUES * tiles.COLUMN + LINE,
         "exponentials": facts["tile_bytes"],
@@ -154,10 +199,10 @@ def _shared(way: Way, size: int, facts: dict[str, int], capped: bool) -> dict[st
     return found | ({"slopes": every * pieces.PIECE * 8} if capped else {})
 
 
-def _steps(logits: Array, grad: Array | None) -> tuple[int, int, int]:
+def _steps(shape: _Shape) -> tuple[int, int, int]:
     """(rows in a run, bytes between neighbours of a run in the logits, and in the gradient)."""
-    found = [m.strides for m in (logits, grad) if m is not None]
-    n, inner, _ = logits.shape
+    found = [shape.strides] + ([shape.grad[0]] if shape.grad else [])
+    n, inner, _ = shape.shape
     if inner == 1:
         return n, found[0][0], found[-1][0]
     whole = all(strides[0] == inner * strides[1] for strides in found)
@@ -173,19 +218,16 @@ def _address(x: Array) -> int:
     return int(x.__array_interface__["data"][0])
 
 
-def addresses(plan: Plan, workers: int, base: int) -> dict[str, int]:
-    """Where each part of the scratch begins, for all workers one after the other."""
-    found = {}
-    for name, size in _sizes(plan, workers).items():
-        found[name] = base
-        base += size
-    return found
+_SPARE = 2 * LINE  # after each part: what is read in whole vectors may begin anywhere
 
 
-def scratch_bytes(plan: Plan, workers: int) -> int:
-    return sum(_sizes(plan, workers).values())
-
-
-def _sizes(plan: Plan, workers: int) -> dict[str, int]:
-    sizes = {name: size * workers for name, size in plan.scratch.items()} | plan.shared
-    return {name: _whole_lines(size) for name, size in sizes.items()}
+def places(plan: Plan, workers: int) -> tuple[dict[str, int], int]:
+    """Where in the scratch each part of it begins, all workers' one after the other; and its bytes."""
+    found, end = {}, 0
+    for name, size in plan.scratch.items():
+        found[name] = end
+        end += _whole_lines(size * workers) + _SPARE
+    for name, size in plan.shared.items():
+        found[name] = end
+        end += _whole_lines(size) + _SPARE
+    return found, end

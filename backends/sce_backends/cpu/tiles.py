@@ -73,7 +73,6 @@ from .vector_math import (
 
 BLOCK = 512  # classes taken at once
 AHEAD = 16384  # bytes that are fetched ahead of them
-PIECE = 2048  # classes of a long row that are written at once
 TILE = 128  # rows of a tile, at most
 SLACK = 32.0  # how far a row may rise above its pivot
 
@@ -292,7 +291,8 @@ def sum_gaps(of: Any, one: Any, z: Any, lo: Any, n: Any, pivot: Any, at: Any) ->
         x = load_first(of, z + i * step, one, n - i * lanes, pivot)
         gap = pivot - x
         if lo is not None:
-            gap = gap - select(simd.first(one, n - i * lanes), load(one, lo + i * LINE, one), nothing)
+            low = load_first(one, lo + i * LINE, one, n - i * lanes, nothing)
+            gap = gap - select(low - low == nothing, low, nothing)  # an infinite z has none
         gap = select(only(one, at - i * lanes), nothing, gap)
         c, d = halves(gap)
         a = a + c
@@ -342,13 +342,14 @@ def long_row(
     """The statistics of the tile's j-th row and its exponentials, with 0 at its class.
 
     The pivot comes from the first block, and from the whole row if that rises more than SLACK above it, or
-    always in float64, where even the slack would cost accuracy, and under z_loss (`far_from`).
+    always in float64, where even the slack would cost accuracy, under z_loss (`far_from`), and in pieces.
     """
     cell = s.table + j * 8
     kind, y = witness(of, one, plain), np.int64(get(1.0, cell + TARGET))
     e, row = s.tile + j * p.width * size_of(one), get(np.int64(0), cell + ROW)
     top, known, k, base, far = type(one)(0), False, 0.0, type(one)(0), False
-    if size_of(one) == 8 or p.z_loss != 0.0:
+    small = abs(get(1.0, cell + SCALE) * p.of_q) < 1e-15  # with SLACK on top the coefficient might underflow
+    if size_of(one) == 8 or p.z_loss != 0.0 or p.pieces > 1 or small:
         top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
         k, base, far = set_pivot(p, top)
     rest, error, dot, dot_error, ahead = 0.0, 0.0, 0.0, 0.0, address_in(np.int64(AHEAD), 0, plain)
@@ -438,11 +439,12 @@ def targets(p: Any, i: Any, rows: Any, smooth: Any, table: Any) -> None:
     """What the targets of rows i .. i + rows are; then, up to whole vectors, rows that count nothing."""
     plain = p.labels and not (p.ignores or p.sample_weight or p.class_weight) and smooth is None
     done = rows // 8 * 8 if plain else np.int64(0)
+    wrong = np.nan if p.unit != 0.0 else 0.0
     for j in range(0, done, 8):
         y, cell = load_integers(p.labels + (i + j) * 8), table + j * 8
         y = select(y > -1.0, select(y < np.float64(p.classes), y, splat(-1.0)), splat(-1.0))
         store(1.0, cell + TARGET, y)
-        store(1.0, cell + SCALE, select(y > -1.0, splat(p.unit), splat(np.nan)))
+        store(1.0, cell + SCALE, select(y > -1.0, splat(p.unit), splat(wrong)))
         store(1.0, cell + MASS_Y, select(y > -1.0, splat(1.0), splat(0.0)))
         store(1.0, cell + MASS, splat(p.spare))
     for j in range(done, -(-rows // 16) * 16):
