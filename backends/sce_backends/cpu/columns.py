@@ -50,7 +50,6 @@ from .tiles import (
     DOT,
     GAP,
     GAP_LO,
-    LOSS,
     OF_P,
     PIVOT,
     PIVOT_LO,
@@ -59,20 +58,20 @@ from .tiles import (
     TARGET,
     TILE,
     VALUES,
-    Z_LOSS,
     address_in,
     exponential_of,
     far_from,
     low_of,
+    put_sums,
     settle,
     sloped,
-    sum_up,
+    take_losses,
     targets,
     weighted,
 )
 from .transforms import affine as affine_of
 from .transforms import reciprocal, soft_cap
-from .vector_math import LN2_HIGH, LN2_LOW, LOG2E, add, difference_error, finish, shifts_by
+from .vector_math import LN2_HIGH, LN2_LOW, LOG2E, difference_error, shifts_by
 
 # Addresses. x, lo: columns of p.tile numbers of the compute dtype, one a class; slope: the same in float64;
 # curve: a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; lines: of the
@@ -214,34 +213,11 @@ def statistics(p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, affine
         # its own: a row's bits must not depend on its neighbours.
         near = select(top * top < far * far, top, zero)
         base, by = select(near == top, zero, top), rounded(near * type(one)(LOG2E))
+        low, line = address_in(lo, j * size, lo), ahead + j * p.row_step
         if anywhere(base != zero):
-            put_exp(
-                p,
-                one,
-                x,
-                y,
-                base,
-                by,
-                smooth,
-                address_in(lo, j * size, lo),
-                cell,
-                ahead + j * p.row_step,
-                apart,
-            )
+            put_exp(p, one, x, y, base, by, smooth, low, cell, line, apart)
         else:
-            put_exp(
-                p,
-                one,
-                x,
-                y,
-                None,
-                by,
-                smooth,
-                address_in(lo, j * size, lo),
-                cell,
-                ahead + j * p.row_step,
-                apart,
-            )
+            put_exp(p, one, x, y, None, by, smooth, low, cell, line, apart)
         put_wide(cell + PIVOT, by)
         put_wide(cell + AT_Y, base)
         for part in range(0, LINE // size, LINE // 8):
@@ -412,7 +388,7 @@ def work(
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
-    wide, size, table = size_of(one) == 8, TILE * size_of(one), VALUES * COLUMN + LINE
+    size, table = TILE * size_of(one), VALUES * COLUMN + LINE
     s = Scratch(
         p.exponentials + worker * p.tile_bytes,
         p.lows + worker * p.tile_bytes,
@@ -422,9 +398,8 @@ def work(
         p.blocks + worker * size,
         p.lines + worker * p.tile * p.classes * size_of(into),
     )
-    losses, z_losses = s.table + LOSS, s.table + Z_LOSS
     for chunk in range(first, last):
-        total, error, z_total, z_error = 0.0, 0.0, 0.0, 0.0
+        sums = (0.0, 0.0, 0.0, 0.0)
         i, stop = chunk * p.chunk, min(p.rows, (chunk + 1) * p.chunk)
         while i < stop:
             rows = min(p.tile, stop - i, p.run - i % p.run)
@@ -434,19 +409,11 @@ def work(
                 transform(p, one, rows, capped, s)
             statistics(p, of, one, i, rows, smooth, affine, s)
             settle(s.table, rows, p)
-            total, error = add(total, error, sum_up(losses, rows, wide))
-            if p.z_loss != 0.0:
-                z_total, z_error = add(z_total, z_error, sum_up(z_losses, rows, wide))
-            for j in range(rows):
-                if p.loss:
-                    put(one, p.loss + (i + j) * size_of(one), get(1.0, losses + j * 8))
-                if p.z_loss_rows:
-                    put(one, p.z_loss_rows + (i + j) * size_of(one), get(1.0, z_losses + j * 8))
+            sums = take_losses(p, one, i, rows, s.table, sums)
             if grad is not None:
                 gradient(p, one, rows, smooth, capped, s)
                 store_columns(p, one, into, i, rows, s)
             i += rows
-        put(1.0, p.partial + chunk * 16, finish(total, error))
-        put(1.0, p.partial + chunk * 16 + 8, finish(z_total, z_error))
+        put_sums(p, chunk, sums)
     if p.past_caches:
         fence()

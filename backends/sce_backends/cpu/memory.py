@@ -64,9 +64,8 @@ def put(typingctx: Any, witness: Any, address: Any, value: Any) -> Any:
     return nb.void(witness, nb.int64, value), codegen
 
 
-def size_of(witness: Any) -> int:
+def size_of(witness: Any) -> Any:
     """Bytes of a number of the witness's type."""
-    raise NotImplementedError("for compiled code")
 
 
 @overload(size_of, inline="always")

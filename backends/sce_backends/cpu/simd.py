@@ -197,19 +197,24 @@ def split(typingctx: Any, x: Any) -> Any:
     return nb.types.UniTuple(x, 2)(x), codegen
 
 
+def _folded(builder: Any, value: Any, combine: Any) -> Any:
+    """One number of a vector's lanes: halves are combined until one is left."""
+    count = value.type.count
+    while count > 1:
+        count //= 2
+        half = ir.VectorType(_WORD, count)
+        low = builder.shuffle_vector(value, value, _constant(half, range(count)))
+        high = builder.shuffle_vector(value, value, _constant(half, range(count, 2 * count)))
+        value = combine(low, high)
+    return builder.extract_element(value, ir.Constant(_WORD, 0))
+
+
 @intrinsic
 def largest(typingctx: Any, x: Any) -> Any:
     """The largest lane; none of them may be NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value, count = args[0], x.lanes
-        while count > 1:
-            count //= 2
-            half = ir.VectorType(_WORD, count)
-            low = builder.shuffle_vector(value, value, _constant(half, range(count)))
-            high = builder.shuffle_vector(value, value, _constant(half, range(count, 2 * count)))
-            value = builder.select(builder.fcmp_ordered(">", low, high), low, high)
-        return builder.extract_element(value, ir.Constant(_WORD, 0))
+        return _folded(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
     return x.of(x), codegen
 
@@ -230,14 +235,7 @@ def total(typingctx: Any, x: Any) -> Any:
     """The sum of the lanes, in pairs."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value, count = args[0], x.lanes
-        while count > 1:
-            count //= 2
-            half = ir.VectorType(_WORD, count)
-            low = builder.shuffle_vector(value, value, _constant(half, range(count)))
-            high = builder.shuffle_vector(value, value, _constant(half, range(count, 2 * count)))
-            value = builder.fadd(low, high)
-        return builder.extract_element(value, ir.Constant(_WORD, 0))
+        return _folded(builder, args[0], builder.fadd)
 
     return x.of(x), codegen
 

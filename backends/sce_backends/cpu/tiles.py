@@ -538,6 +538,30 @@ def sum_up(x: Any, n: Any, wide: Any) -> Any:
     return finish(total, error)
 
 
+@jit()
+def take_losses(p: Any, one: Any, i: Any, rows: Any, table: Any, sums: Any) -> Any:
+    """The losses of rows i .. i + rows to where they are wanted, and to the chunk's sums, returned."""
+    total, error, z_total, z_error = sums
+    losses, z_losses, wide = table + LOSS, table + Z_LOSS, size_of(one) == 8
+    total, error = add(total, error, sum_up(losses, rows, wide))
+    if p.z_loss != 0.0:
+        z_total, z_error = add(z_total, z_error, sum_up(z_losses, rows, wide))
+    for j in range(rows):
+        if p.loss:
+            put(one, p.loss + (i + j) * size_of(one), get(1.0, losses + j * 8))
+        if p.z_loss_rows:
+            put(one, p.z_loss_rows + (i + j) * size_of(one), get(1.0, z_losses + j * 8))
+    return total, error, z_total, z_error
+
+
+@jit()
+def put_sums(p: Any, chunk: Any, sums: Any) -> None:
+    """A chunk's sums of losses and of their z-loss parts."""
+    total, error, z_total, z_error = sums
+    put(1.0, p.partial + chunk * 16, finish(total, error))
+    put(1.0, p.partial + chunk * 16 + 8, finish(z_total, z_error))
+
+
 def weighted(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
     """(c + c_lo) e, less the sum of `less`, which is None or has two parts, too."""
 
@@ -709,27 +733,17 @@ def work(
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
-    partial, wide = p.partial, size_of(one) == 8
     s = scratch_of(p, one, worker, np.int64(0), p.classes)
-    losses, z_losses = s.table + LOSS, s.table + Z_LOSS
     for chunk in range(first, last):
-        total, error, z_total, z_error = 0.0, 0.0, 0.0, 0.0
+        sums = (0.0, 0.0, 0.0, 0.0)
         stop = min(p.rows, (chunk + 1) * p.chunk)
         for i in range(chunk * p.chunk, stop, p.tile):
             rows = min(p.tile, stop - i)
             statistics(p, of, one, i, rows, plain, smooth, affine, capped, s)
             settle(s.table, rows, p)
-            total, error = add(total, error, sum_up(losses, rows, wide))
-            if p.z_loss != 0.0:
-                z_total, z_error = add(z_total, z_error, sum_up(z_losses, rows, wide))
-            for j in range(rows):
-                if p.loss:
-                    put(one, p.loss + (i + j) * size_of(one), get(1.0, losses + j * 8))
-                if p.z_loss_rows:
-                    put(one, p.z_loss_rows + (i + j) * size_of(one), get(1.0, z_losses + j * 8))
+            sums = take_losses(p, one, i, rows, s.table, sums)
             if grad is not None:
                 write_tile(p, one, into, rows, smooth, capped, s)
-        put(1.0, partial + chunk * 16, finish(total, error))
-        put(1.0, partial + chunk * 16 + 8, finish(z_total, z_error))
+        put_sums(p, chunk, sums)
     if p.past_caches:
         fence()
