@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +58,8 @@ def prepare(
         "logit_bias": logit_bias,
         "out": out,
     }
-    if placed := [key for key, a in arrays.items() if on_device(a)]:
+    if any(map(on_device, arrays.values())):
+        placed = [key for key, a in arrays.items() if on_device(a)]
         hosted = [key for key, a in arrays.items() if a is not None and key not in placed]
         raise BackendError(_device_reason(placed, hosted))
 
@@ -79,17 +81,10 @@ def prepare(
     w = checks.vector("class_weight", class_weight, (classes,), "one weight per class", validate)
     u = checks.vector("sample_weight", sample_weight, rows_shape, "one weight per row", validate)
     b = checks.logit_bias(logit_bias, (classes,), validate)
-    options: dict[str, Any] = {
-        "label_smoothing": checks.real("label_smoothing", label_smoothing, low=0.0, high=1.0),
-        "temperature": checks.real("temperature", temperature, above=0.0),
-        "softcap": None if softcap is None else checks.real("softcap", softcap, above=0.0),
-        "z_loss": checks.real("z_loss", z_loss, low=0.0),
-        "grad_scale": checks.real("grad_scale", grad_scale),
-    }
-    checks.spread(options["temperature"], options["softcap"])
-    reduction = checks.one_of("reduction", reduction, ("none", "sum", "mean"))
-    divisor = checks.denominator(denominator, reduction)
-    empty = checks.one_of("empty", empty, ("nan", "zero"))
+    given = label_smoothing, temperature, softcap, z_loss, grad_scale, reduction, denominator, empty
+    # Most calls repeat the options of another. Only values that cannot change are looked up.
+    numbers = _numbers if _LASTING.issuperset(map(type, given)) else _numbers.__wrapped__
+    options, reduction, divisor, without = numbers(*given)
     if labels is not None:
         labels = checks.labels(labels, classes, ignore, validate)
     if out is not None:
@@ -97,11 +92,10 @@ def prepare(
         inputs = {key: as_host(a, key) for key, a in arrays.items() if a is not None and key != "out"}
         checks.overlap(out, inputs, in_place=name)
 
-    u = None if u is None else np.ascontiguousarray(u).reshape(rows)
-    labels = None if labels is None else np.ascontiguousarray(labels).reshape(rows)
+    u, labels = _flat(u), _flat(labels)
     if reduction == "mean" and divisor is None:
         divisor = checks.total_weight(_total_weight(rows, labels, ignore, w, u), validate)
-    where = layout(axis, *(np.asarray(a) for a in (x, soft, out) if a is not None))
+    where = layout(axis, *[a for a in (x, soft, out) if a is not None])
     problem = Problem(
         rows=rows,
         classes=classes,
@@ -121,10 +115,38 @@ def prepare(
         denominator=1.0 if divisor is None else divisor,
         **options,
     )
-    return Request(problem, where, x, out, math.nan if empty == "nan" else 0.0)
+    return Request(problem, where, x, out, without)
 
 
-@np.errstate(all="ignore")
+_LASTING = frozenset({float, int, str, type(None), np.float64, np.float32})
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _numbers(
+    label_smoothing: Any,
+    temperature: Any,
+    softcap: Any,
+    z_loss: Any,
+    grad_scale: Any,
+    reduction: Any,
+    denominator: Any,
+    empty: Any,
+) -> tuple[dict[str, Any], str, float | None, float]:
+    """The options that depend on no array, checked: Problem's, reduction, denominator, an empty mean's loss."""
+    options = {
+        "label_smoothing": checks.real("label_smoothing", label_smoothing, low=0.0, high=1.0),
+        "temperature": checks.real("temperature", temperature, above=0.0),
+        "softcap": None if softcap is None else checks.real("softcap", softcap, above=0.0),
+        "z_loss": checks.real("z_loss", z_loss, low=0.0),
+        "grad_scale": checks.real("grad_scale", grad_scale) + 0.0,  # -0.0 is looked up as 0.0, and so it is
+    }
+    checks.spread(options["temperature"], options["softcap"])
+    reduction = checks.one_of("reduction", reduction, ("none", "sum", "mean"))
+    divisor = checks.denominator(denominator, reduction)
+    empty = checks.one_of("empty", empty, ("nan", "zero"))
+    return options, reduction, divisor, math.nan if empty == "nan" else 0.0
+
+
 def _total_weight(
     rows: int, labels: Array | None, ignore: int | None, w: Array | None, u: Array | None
 ) -> float:
@@ -137,6 +159,13 @@ def _total_weight(
         w = ignore = None
     if w is None and u is None and ignore is None:
         return float(rows)
+    with np.errstate(all="ignore"):
+        return _sum_of_weights(rows, labels, ignore, w, u)
+
+
+def _sum_of_weights(
+    rows: int, labels: Array | None, ignore: int | None, w: Array | None, u: Array | None
+) -> float:
     sums = []
     try:
         for start in range(0, rows, _BLOCK):
@@ -153,12 +182,19 @@ def _total_weight(
         return math.nan
 
 
+def _flat(x: Array | None) -> Array | None:
+    """One value per row: contiguous, in one dimension."""
+    if x is None or (x.ndim == 1 and x.flags.c_contiguous):
+        return x
+    return np.ascontiguousarray(x).reshape(-1)
+
+
 def _frozen(x: Any) -> Any:
     """A view that a backend cannot write through: inputs are the caller's."""
     if x is None:
         return None
     view = x.view()
-    view.flags.writeable = False
+    view.setflags(write=False)
     return view
 
 
