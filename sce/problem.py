@@ -132,8 +132,8 @@ def _numbers(
     denominator: Any,
     empty: Any,
 ) -> tuple[dict[str, Any], str, float | None, float]:
-    """The options that depend on no array, checked: Problem's, reduction, denominator, an empty mean's loss."""
-    options = {
+    """The options that depend on no array, checked: Problem's, reduction, denominator, loss of no rows."""
+    options: dict[str, Any] = {
         "label_smoothing": checks.real("label_smoothing", label_smoothing, low=0.0, high=1.0),
         "temperature": checks.real("temperature", temperature, above=0.0),
         "softcap": None if softcap is None else checks.real("softcap", softcap, above=0.0),

@@ -77,7 +77,8 @@ def _vectors(problem: Problem, answer: Answer, found: Plan) -> dict[str, Array |
     """The contiguous arrays that parameters.py names, as they come with the problem."""
     of = np.dtype(found.dtype)
     bias, bias_lo = _in_parts(problem.logit_bias, of)
-    if found.way != "rows" and found.switches[1]:  # kernels that take whole vectors, and a bias for granted
+    capped = problem.softcap is not None  # which takes a bias for granted
+    if found.way != "rows" and (capped or bias is not None):  # kernels that take whole vectors
         zeros = np.zeros(problem.classes + LINE // of.itemsize, of)
         bias, bias_lo = (_padded(x, zeros) for x in (bias, bias_lo))
     mass, other_mass = _shared_mass(problem)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ _INTEGERS = (
     "in_place",  # the gradient lies where the logits do
     "pieces", "second",  # of a row; is this the second pass over them?
     "run", "row_step", "grad_step",  # rows of which each is as far from the next, and how far, in bytes
+    "sharp",  # wanted is the logarithm of a sum that may be near 1: its largest term has to be exactly that
     "ignores", "ignored",  # is there an ignore_index, and which
 )  # fmt: skip
 _FLOATS = (
@@ -53,13 +53,13 @@ PARAMETERS = np.dtype(
 _NAMES = _INTEGERS + _FLOATS + _VECTORS + SCRATCH
 _PACKED = struct.Struct(f"={len(_INTEGERS)}q{len(_FLOATS)}d{len(_VECTORS + SCRATCH)}q{5 * len(MATRICES)}q")
 PLACES = {name: k for k, name in enumerate(_NAMES)}
-"""Of a name among the record's numbers; of a matrix, its address: the dtype comes before, the strides after."""
+"""Of each number among the record's; of a matrix, its address: its dtype comes before, its strides after."""
 PLACES |= {name: len(_NAMES) + 5 * k + 1 for k, name in enumerate(MATRICES)}
 SIZE = _PACKED.size
 
 
 def start(values: Mapping[str, float], matrices: Mapping[str, tuple[int, tuple[int, ...]]]) -> list[float]:
-    """The record's numbers, of which some are known, such as matrices' dtypes and strides; the others are 0."""
+    """The record's numbers, of which some are known; the others, as matrices' addresses, are 0."""
     numbers: list[float] = [0] * (len(_NAMES) + 5 * len(MATRICES))
     for name, value in values.items():
         numbers[PLACES[name]] = value
@@ -71,4 +71,4 @@ def start(values: Mapping[str, float], matrices: Mapping[str, tuple[int, tuple[i
 
 def pack(numbers: list[float], memory: Array) -> None:
     """Write the record at the beginning of some bytes, at once: field by field would be slow."""
-    _PACKED.pack_into(memory, 0, *numbers)
+    _PACKED.pack_into(memory.data, 0, *numbers)

@@ -32,7 +32,8 @@ _MOST_COLUMNS = 2048  # where they lie that way anyway
 # Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it: a
 # row takes half a millisecond, and waking a thread up to a fifth of one.
 _MANY, _FEW_ROWS = 1 << 20, 4
-_WIDE_CAP = 1e6
+_WIDE_CAP = 1024.0  # from which on z needs more than transforms.py gives
+_SMALL_Z = 0.125
 _PAST_CACHES = 1 << 24  # bytes of a gradient that the caches cannot hold
 
 
@@ -161,6 +162,8 @@ def _plan(shape: _Shape) -> Plan:
         "row_step": row_step,
         "grad_step": grad_step,
         "past_caches": past_caches,
+        # The z-loss is lse**2. As a small part of a loss it may have an lse that is off by 2^-24.
+        "sharp": shape.z_loss > _SMALL_Z or (shape.z_loss != 0.0 and "z_loss" in shape.outputs),
     }
     values = {
         "ignores": shape.ignored is not None,
@@ -198,7 +201,7 @@ def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
     if shape.target == "none" and "loss" in shape.outputs:
         return "rows"  # the loss is lse itself, which may lie near 0
     if shape.softcap is not None and shape.softcap > _WIDE_CAP and dtype == "float32":
-        return "rows"  # its tanh needs more care than transforms.py takes
+        return "rows"
     if shape.smooth and (dtype == "float64" or shape.class_weight):
         return "rows"  # nearly all mass may be at the maximum: its term, too, has to stay apart
     if shape.classes <= (_MOST_COLUMNS if sideways else _FEW):
