@@ -144,7 +144,8 @@ def test_an_options_cost_is_told_in_copies():
 
 
 AIMED = document(
-    task(10, ours=3e-3), task(16), task(1000, ours=1.2e-3), task(128, ours=1.6e-3), task(150, layout="channels"),
+    task(10, ours=3e-3), task(16), task(1000, ours=1.2e-3), task(128, ours=1.6e-3),
+    task(150, layout="channels"),
     task(1000, op="loss", ours=0.5e-3), task(1000, dtype="float64", ours=1.4e-3),
     task(1000, dtype="bfloat16", ours=0.9e-3), task(1000, option="z-loss", ours=1.26e-3),
     task(1000, option="distribution", ours=1.8e-3), task(1000, option="soft cap", ours=2.4e-3),

@@ -234,6 +234,8 @@ def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capp
         found["lows"] = facts["tile_bytes"]
     if capped:
         found["slopes"] = facts["tile"] * facts["width"] * 8
+    if way == "tiles":  # the tile at work, and the one before, whose gradient goes out
+        found = {name: 2 * size for name, size in found.items()}
     if way == "pieces":
         for name in ("exponentials", "slopes"):
             found.pop(name, None)  # shared

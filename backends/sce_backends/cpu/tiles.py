@@ -5,7 +5,7 @@ Three passes over a tile, of which only the first reads memory and only the last
 1. `statistics`: row by row, e_k = exp(z_k - pivot) into scratch, and their sum without the target's;
 2. `settle`: what becomes of these statistics, for all rows of the tile at once: it takes logarithms and
    divides, and vectors make that cheap where rows are short;
-3. `write_tile`: row by row, the gradient is e_k times a coefficient, and goes out.
+3. `write_row`: row by row, the gradient is e_k times a coefficient, and goes out, during 1. of the next tile.
 
 The target's term never enters the sum, so that 1 - p_y is a sum of the others and no difference. The pivot
 needs not be the row's maximum, only near enough that nothing overflows: so one pass finds it and uses it. It
@@ -74,7 +74,7 @@ from .vector_math import (
 )  # fmt: skip
 
 BLOCK = 512  # classes taken at once
-AHEAD = 16384  # bytes that are fetched ahead of them
+AHEAD = 32768  # bytes that are fetched ahead of them
 TILE = 128  # rows of a tile, at most
 SLACK = 32.0  # how far a row may rise above its pivot
 
@@ -248,8 +248,12 @@ def exponential_of(x: Any, lo: Any, base: Any, shift: Any, floor: Any) -> Any:
 
 
 @jit()
-def put_exp(of: Any, one: Any, z: Any, lo: Any, n: Any, k: Any, base: Any, out: Any, ahead: Any) -> Any:
-    """e = 2^-k exp(z + lo - base) of n classes, as whole vectors that end in zeros. Returns the largest z."""
+def put_exp(
+    of: Any, one: Any, z: Any, lo: Any, n: Any, k: Any, base: Any, out: Any, ahead: Any, asked: Any
+) -> Any:
+    """e = 2^-k exp(z + lo - base) of n classes, as whole vectors that end in zeros. Returns the largest z, if
+    that is `asked` for.
+    """
     lanes, low = LINE // size_of(one), type(one)(-np.inf)
     top, step = splat(low), lanes * size_of(of)
     shift, floor = shifted_by(k, one)
@@ -258,15 +262,19 @@ def put_exp(of: Any, one: Any, z: Any, lo: Any, n: Any, k: Any, base: Any, out: 
         if ahead is not None:
             prefetch(z + i * step + ahead)
         x = load(of, z + i * step, one)
-        top = select(x > top, x, top)
+        if asked is not None:
+            top = select(x > top, x, top)
         store(one, out + i * LINE, exponential_of(x, low_of(one, lo, i * LINE), base, by, least))
     if n % lanes:
         i = n // lanes
         if ahead is not None:
             prefetch(z + i * step + ahead)
         x = load_first(of, z + i * step, one, n % lanes, low)
-        top = select(x > top, x, top)
+        if asked is not None:
+            top = select(x > top, x, top)
         store(one, out + i * LINE, exponential_of(x, low_of(one, lo, i * LINE), base, by, least))
+    if asked is None:
+        return low
     return simd.largest(top)
 
 
@@ -369,9 +377,9 @@ def long_row(
             k, base, far = set_pivot(p, top)
         to = e + (start - s.first) * size_of(one)
         if far:
-            m = put_exp(kind, one, z, lo, size, k, base, to, ahead)
+            m = put_exp(kind, one, z, lo, size, k, base, to, ahead, True)
         else:
-            m = put_exp(kind, one, z, lo, size, k, None, to, ahead)
+            m = put_exp(kind, one, z, lo, size, k, None, to, ahead, True)
         if not known and m > top + SLACK:
             top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
             k, base, far = set_pivot(p, top)
@@ -399,8 +407,9 @@ def gaps_of(p: Any, of: Any, one: Any, z: Any, lo: Any, n: Any, k: Any, base: An
 
 @jit()
 def short_rows(
-    p: Any, of: Any, one: Any, rows: Any, plain: Any, smooth: Any, affine: Any, capped: Any, s: Any
-) -> None:
+    p: Any, of: Any, one: Any, into: Any, rows: Any, plain: Any, smooth: Any, affine: Any, capped: Any,
+    grad: Any, s: Any, before: Any, held: Any,
+) -> None:  # fmt: skip
     """One thing for all rows after the other: what one row waits for is done long before it is asked for."""
     n, kind, zero = p.classes, witness(of, one, plain), type(one)(0)
     for j in range(rows):
@@ -419,11 +428,13 @@ def short_rows(
         else:
             put(1.0, cell + DOT, 0.0)
         if far:
-            put_exp(kind, one, z, lo, n, k, base, e, ahead)
+            put_exp(kind, one, z, lo, n, k, base, e, ahead, None)
         else:
-            put_exp(kind, one, z, lo, n, k, None, e, ahead)
+            put_exp(kind, one, z, lo, n, k, None, e, ahead, None)
         if y >= 0:
             put(one, e + y * size_of(one), zero)
+        if grad is not None and j < held:
+            write_row(p, one, into, j, held, smooth, capped, before)
     for j in range(rows):
         put(1.0, s.table + j * 8 + REST, sum_of(one, s.tile + j * p.width * size_of(one), n))
 
@@ -467,9 +478,14 @@ def targets(p: Any, i: Any, rows: Any, smooth: Any, table: Any) -> None:
 
 @jit()
 def statistics(
-    p: Any, of: Any, one: Any, i: Any, rows: Any, plain: Any, smooth: Any, affine: Any, capped: Any, s: Any
-) -> None:
-    """The inputs of `settle` for rows i .. i + rows, and their exponentials."""
+    p: Any, of: Any, one: Any, into: Any, i: Any, rows: Any, plain: Any, smooth: Any, affine: Any,
+    capped: Any, grad: Any, s: Any, before: Any, held: Any,
+) -> None:  # fmt: skip
+    """The inputs of `settle` for rows i .. i + rows, and their exponentials.
+
+    Row by row the gradient of the tile before, which has `held` rows, goes out: memory takes it while the
+    processor is computing. All of it at once would have to wait for memory.
+    """
     a, b = i // p.inner, i % p.inner
     for j in range(rows):
         put(np.int64(0), s.table + j * 8 + ROW, row_at(p.logits, a, b))
@@ -479,11 +495,16 @@ def statistics(
             a, b = a + 1, np.int64(0)
     targets(p, i, rows, smooth, s.table)
     if p.classes <= BLOCK:
-        short_rows(p, of, one, rows, plain, smooth, affine, capped, s)
+        short_rows(p, of, one, into, rows, plain, smooth, affine, capped, grad, s, before, held)
     else:
         for j in range(rows):
             if get(1.0, s.table + j * 8 + SCALE) != 0.0:
                 long_row(p, of, one, j, plain, smooth, affine, capped, s)
+            if grad is not None and j < held:
+                write_row(p, one, into, j, held, smooth, capped, before)
+    if grad is not None:
+        for j in range(rows, held):
+            write_row(p, one, into, j, held, smooth, capped, before)
 
 
 def exp_for(one: Any, z: Any, lo: Any) -> Any:
@@ -733,19 +754,18 @@ def stream_row(
 
 
 @jit()
-def write_tile(p: Any, one: Any, into: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
-    """The gradient of a tile's rows."""
+def write_row(p: Any, one: Any, into: Any, j: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
+    """The gradient of the j-th of a tile's rows."""
     n = p.classes
-    for j in range(rows):
-        if get(1.0, s.table + j * 8 + SCALE) == 0.0:  # times 0, which NaN would survive
-            elements.fill(view(one, s.tile + j * p.width * size_of(one), n), None, type(one)(0))
-            if capped is not None:
-                elements.fill(view(1.0, s.slope + j * p.width * 8, n), None, 0.0)
-        out, weights = get(np.int64(0), s.table + j * 8 + OUT), weights_of(p, one, j, smooth, s)
-        if p.past_caches:
-            stream_row(p, one, into, j, rows - 1, out, weights, capped, s)
-        else:
-            emit(p, one, into, j, np.int64(0), n, out, weights, capped, s, None)
+    if get(1.0, s.table + j * 8 + SCALE) == 0.0:  # times 0, which NaN would survive
+        elements.fill(view(one, s.tile + j * p.width * size_of(one), n), None, type(one)(0))
+        if capped is not None:
+            elements.fill(view(1.0, s.slope + j * p.width * 8, n), None, 0.0)
+    out, weights = get(np.int64(0), s.table + j * 8 + OUT), weights_of(p, one, j, smooth, s)
+    if p.past_caches:
+        stream_row(p, one, into, j, rows - 1, out, weights, capped, s)
+    else:
+        emit(p, one, into, j, np.int64(0), n, out, weights, capped, s, None)
 
 
 @jit()
@@ -773,17 +793,20 @@ def work(
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
-    s = scratch_of(p, one, worker, np.int64(0), p.classes)
+    s = scratch_of(p, one, 2 * worker, np.int64(0), p.classes)
+    before, nothing = scratch_of(p, one, 2 * worker + 1, np.int64(0), p.classes), np.int64(0)
     for chunk in range(first, last):
-        sums = (0.0, 0.0, 0.0, 0.0)
+        sums, held = (0.0, 0.0, 0.0, 0.0), nothing
         stop = min(p.rows, (chunk + 1) * p.chunk)
         for i in range(chunk * p.chunk, stop, p.tile):
             rows = min(p.tile, stop - i)
-            statistics(p, of, one, i, rows, plain, smooth, affine, capped, s)
+            statistics(p, of, one, into, i, rows, plain, smooth, affine, capped, grad, s, before, held)
             settle(s.table, one, rows, p)
             sums = take_losses(p, one, i, rows, s.table, sums)
-            if grad is not None:
-                write_tile(p, one, into, rows, smooth, capped, s)
+            s, before, held = before, s, rows
+        if grad is not None:
+            for j in range(held):
+                write_row(p, one, into, j, held, smooth, capped, before)
         put_sums(p, chunk, sums)
     if p.past_caches:
         fence()
