@@ -248,12 +248,8 @@ def exponential_of(x: Any, lo: Any, base: Any, shift: Any, floor: Any) -> Any:
 
 
 @jit()
-def put_exp(
-    of: Any, one: Any, z: Any, lo: Any, n: Any, k: Any, base: Any, out: Any, ahead: Any, asked: Any
-) -> Any:
-    """e = 2^-k exp(z + lo - base) of n classes, as whole vectors that end in zeros. Returns the largest z, if
-    that is `asked` for.
-    """
+def put_exp(of: Any, one: Any, z: Any, lo: Any, n: Any, k: Any, base: Any, out: Any, ahead: Any) -> Any:
+    """e = 2^-k exp(z + lo - base) of n classes, as whole vectors that end in zeros. Returns the largest z."""
     lanes, low = LINE // size_of(one), type(one)(-np.inf)
     top, step = splat(low), lanes * size_of(of)
     shift, floor = shifted_by(k, one)
@@ -262,19 +258,15 @@ def put_exp(
         if ahead is not None:
             prefetch(z + i * step + ahead)
         x = load(of, z + i * step, one)
-        if asked is not None:
-            top = select(x > top, x, top)
+        top = select(x > top, x, top)
         store(one, out + i * LINE, exponential_of(x, low_of(one, lo, i * LINE), base, by, least))
     if n % lanes:
         i = n // lanes
         if ahead is not None:
             prefetch(z + i * step + ahead)
         x = load_first(of, z + i * step, one, n % lanes, low)
-        if asked is not None:
-            top = select(x > top, x, top)
+        top = select(x > top, x, top)
         store(one, out + i * LINE, exponential_of(x, low_of(one, lo, i * LINE), base, by, least))
-    if asked is None:
-        return low
     return simd.largest(top)
 
 
@@ -377,9 +369,9 @@ def long_row(
             k, base, far = set_pivot(p, top)
         to = e + (start - s.first) * size_of(one)
         if far:
-            m = put_exp(kind, one, z, lo, size, k, base, to, ahead, True)
+            m = put_exp(kind, one, z, lo, size, k, base, to, ahead)
         else:
-            m = put_exp(kind, one, z, lo, size, k, None, to, ahead, True)
+            m = put_exp(kind, one, z, lo, size, k, None, to, ahead)
         if not known and m > top + SLACK:
             top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
             k, base, far = set_pivot(p, top)
@@ -428,9 +420,9 @@ def short_rows(
         else:
             put(1.0, cell + DOT, 0.0)
         if far:
-            put_exp(kind, one, z, lo, n, k, base, e, ahead, None)
+            put_exp(kind, one, z, lo, n, k, base, e, ahead)
         else:
-            put_exp(kind, one, z, lo, n, k, None, e, ahead, None)
+            put_exp(kind, one, z, lo, n, k, None, e, ahead)
         if y >= 0:
             put(one, e + y * size_of(one), zero)
         if grad is not None and j < held:
