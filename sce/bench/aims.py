@@ -158,12 +158,12 @@ def _memory(document: Document) -> Iterator[Figure]:
 
 
 _COMPUTING = (
-    "computing: exponentials (half of it), their float64 sum, the gradient's products and a maximum take a core"
-    " about as long as a copy takes the memory, and the two overlap in part only"
+    "computing: exponentials (half of it), their float64 sum, the gradient's products and a maximum take a"
+    " core about as long as a copy takes the memory, and the two overlap in part only"
 )
 _A_ROW = (
-    "a row costs as much as some ten of its classes: its exponential, logarithm and quotients in float64, its"
-    " label, its loss, and its way into vectors and out of them"
+    "a row costs as much as some ten of its classes: its exponential, logarithm and quotients in float64,"
+    " its label, its loss, and its way into vectors and out of them"
 )
 _ONE_WAY = range(128, 1 << 30)
 
