@@ -1,4 +1,4 @@
-"""Numba on CUDA: the door. The kernels are not written yet, and `missing` says so."""
+"""Numba on CUDA: the door."""
 
 from __future__ import annotations
 

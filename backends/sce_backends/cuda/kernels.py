@@ -1,0 +1,30 @@
+"""Every kernel by what it depends on: its factory, its arguments, its name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from . import general, rows, scales, totals
+from .plan import Spec
+
+_HOME = {general.General: general, rows.Rows: rows, scales.Scales: scales, totals.Totals: totals}
+
+
+def make(words: Any, spec: Spec) -> Callable[..., None]:
+    """The kernel's function, for a vocabulary."""
+    kernel: Callable[..., None] = _HOME[type(spec)].kernel(words, spec)  # type: ignore[arg-type]
+    return kernel
+
+
+def arguments(spec: Spec) -> tuple[tuple[str, str], ...]:
+    """Its arguments in order: name and kind. "*float32" points at memory, "int64" is a number."""
+    found: tuple[tuple[str, str], ...] = _HOME[type(spec)].arguments(spec)  # type: ignore[arg-type]
+    return found
+
+
+def name(spec: Spec) -> str:
+    """What it is called in PTX and in profilers."""
+    digest = hashlib.sha256(repr(spec).encode()).hexdigest()[:12]
+    return f"sce_{type(spec).__name__.lower()}_{digest}"

@@ -1,0 +1,268 @@
+"""What a problem takes: which kernels, with how many threads and blocks. Plain Python, tested as such.
+
+rows.py      loss and gradient of index targets, each logit read once (twice where a row is split)
+general.py   everything else: any target, output, option and strides
+scales.py    before rows.py, where rows have weights
+totals.py    after both, the sum of the rows' losses
+
+The numbers of threads and logits per thread are chosen by what registers hold: see `shape_of`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sce.backend import Answer, Array, Problem
+
+from .general import General
+from .rows import Parts, Rows
+from .scales import THREADS as SCALE_THREADS
+from .scales import Scales
+from .totals import CHUNK, THREADS, Totals
+
+Spec = General | Rows | Scales | Totals
+
+
+class Launch(NamedTuple):
+    """A kernel on a grid. `blocks` is a multiple of `cluster`."""
+
+    spec: Spec
+    blocks: int
+    threads: int
+    cluster: int = 1
+
+
+class Device(NamedTuple):
+    """What of a device the choice depends on."""
+
+    capability: tuple[int, int]
+    processors: int
+
+
+class Shape(NamedTuple):
+    """How the threads of rows.py share a row."""
+
+    parts: Parts
+    cluster: int
+    lanes: int
+    vectors: int
+    groups: int
+    count: int  # parts of a row
+
+    @property
+    def threads(self) -> int:
+        return self.lanes * self.groups
+
+
+WARP = 32
+KEPT = 32  # 4-byte words of logits that a thread keeps: with 80 registers nothing is spilled
+KEPT_WIDE = 48  # at most, with 128 registers
+GROUP_THREADS = 128  # of a block with several groups
+BLOCK, WIDE_BLOCK, CLUSTER = 256, 512, 8
+_REGISTERS = {KEPT // 2: 64, KEPT: 80, KEPT_WIDE: 128}  # of a thread that keeps up to so many words
+_FEW = 64  # a sum of so many rows
+_SHORT = 1024  # classes up to which the general kernel gives a row one warp
+_RANGE = 1e30  # of factors that float32 kernels take: their second words must not vanish
+_LONG = 1 << 16  # classes from which on a few rows are split over all processors
+
+
+def takes_rows(problem: Problem, answer: Answer) -> bool:
+    """Is this rows.py's? Index targets, loss and gradient, options that are factors of a whole row."""
+    if problem.target != "index" or not problem.outputs <= {"loss", "grad"}:
+        return False
+    if problem.softcap is not None or problem.logit_bias is not None:
+        return False
+    if problem.label_smoothing or problem.z_loss or problem.classes >= 1 << 31:
+        return False
+    if not all(runs(x) for x in (problem.logits, answer.grad) if x is not None):
+        return False
+    factors = [problem.temperature, problem.denominator]
+    factors += [problem.grad_scale] if problem.grad_scale else []
+    product = problem.grad_scale / (problem.denominator or 1.0) / problem.temperature
+    limit = 1e300 if problem.dtype == "float64" else _RANGE
+    return all(1 / limit <= abs(x) <= limit for x in factors) and abs(product) <= limit
+
+
+def runs(x: Array) -> bool:
+    """Are a row's classes neighbours, and all rows equally far from the next?"""
+    a, b, c = x.shape
+    apart, near, step = x.strides
+    return (c == 1 or step == x.itemsize) and (a == 1 or b == 1 or apart == b * near)
+
+
+def step_of(x: Array) -> int:
+    """Elements from a row to the next."""
+    return (x.strides[1] if x.shape[1] > 1 else x.strides[0]) // x.itemsize
+
+
+def vector(problem: Problem, answer: Answer) -> tuple[int, bool]:
+    """(logits of a vector, is there an edge): 16 bytes where logits and gradient can both be cut into such."""
+    x, g, classes = problem.logits, answer.grad, problem.classes
+    size = x.itemsize
+    full = 16 // size
+    both = [x] if g is None else [x, g]
+    if any(each.itemsize != size for each in both):
+        return 1, False
+    if problem.rows == 1:
+        steps = [0 for _ in both]
+    else:
+        steps = [step_of(each) * size % 16 for each in both]
+    starts = [address(each) % 16 for each in both]
+    if classes % full == 0 and not any(starts) and not any(steps):
+        return full, False
+    if len({*starts}) == len({*steps}) == 1 and classes >= 8 * full:
+        return full, True
+    return 1, False
+
+
+def shape_of(rows: int, classes: int, width: int, edge: bool, size: int, device: Device) -> Shape:
+    """How threads share a row of logits that take `size` bytes in a register, `width` of them a vector."""
+    kept, kept_wide = (words * 4 // size // width for words in (KEPT, KEPT_WIDE))
+    slots = -(-classes // width)
+    lanes = 2 if width > 1 else 1
+    while lanes < WARP and slots > lanes * max(1, min(kept, 8) // (1 if lanes == WARP else 2)):
+        lanes *= 2
+    if edge:
+        lanes = max(lanes, WARP // 2)
+    if slots <= lanes * kept:
+        return Shape("one", 1, lanes, -(-slots // lanes), GROUP_THREADS // lanes, 1)
+
+    clusters = device.capability >= (9, 0)
+    split = (classes >= _LONG or not clusters) and rows * 2 * CLUSTER <= device.processors
+    if not split:
+        for threads in (GROUP_THREADS, BLOCK):
+            if slots <= threads * kept:
+                return Shape("one", 1, threads, -(-slots // threads), 1, 1)
+        if not clusters and slots <= WIDE_BLOCK * kept:
+            return Shape("one", 1, WIDE_BLOCK, -(-slots // WIDE_BLOCK), 1, 1)
+        for threads, most in ((BLOCK, kept), (WIDE_BLOCK, kept), (WIDE_BLOCK, kept_wide)):
+            for blocks in (2, 4, CLUSTER):
+                if clusters and slots <= blocks * threads * most:
+                    vectors = -(-slots // (blocks * threads))
+                    return Shape("cluster", blocks, threads, vectors, 1, blocks)
+    vectors = kept
+    while vectors > 1 and rows * -(-slots // (BLOCK * vectors)) < 2 * device.processors:
+        vectors //= 2
+    return Shape("first", 1, BLOCK, vectors, 1, -(-slots // (BLOCK * vectors)))
+
+
+def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
+    """The launches of rows.py."""
+    width, edge = vector(problem, answer)
+    size = 8 if problem.dtype == "float64" else 4
+    shape = shape_of(problem.rows, problem.classes, width, edge, size, device)
+    words = shape.vectors * width * size // 4
+    registers = next(r for most, r in _REGISTERS.items() if words <= most)
+    spec = Rows(
+        logits=problem.dtype,
+        grad="" if answer.grad is None else answer.grad.dtype.name,
+        labels=_name(problem.labels),
+        loss="" if answer.loss is None else "pairs" if problem.reduce else "rows",
+        parts=shape.parts,
+        cluster=shape.cluster,
+        lanes=shape.lanes,
+        vectors=shape.vectors,
+        width=width,
+        edge=edge,
+        groups=shape.groups,
+        tempered=problem.temperature != 1.0,
+        scaled=scaled(problem),
+        ignores=problem.ignore_index is not None,
+        blocks=max(1, (1 << 16) // (registers * shape.threads)),
+    )
+    blocks = -(-problem.rows // shape.groups) * shape.count
+    found = [Launch(spec, blocks, shape.threads, shape.cluster)]
+    if shape.parts == "first":
+        found.append(found[0]._replace(spec=spec._replace(parts="second")))
+    return found
+
+
+def scaled(problem: Problem) -> bool:
+    """Do the rows' scales differ?"""
+    return problem.sample_weight is not None or problem.class_weight is not None
+
+
+def scales(problem: Problem) -> Launch:
+    """The launch of scales.py."""
+    spec = Scales(
+        labels=_name(problem.labels),
+        class_weight=_name(problem.class_weight),
+        sample_weight=_name(problem.sample_weight),
+        into=computed(problem),
+        weighted=problem.class_weight is not None,
+        sampled=problem.sample_weight is not None,
+        device_total=False,
+    )
+    return Launch(spec, -(-problem.rows // SCALE_THREADS), SCALE_THREADS)
+
+
+def general(problem: Problem, answer: Answer) -> Launch:
+    """The general kernel's launch."""
+    lanes, groups = (BLOCK, 1) if problem.classes > _SHORT else (WARP, 1 if problem.rows < _FEW else 4)
+    matrix = next((x for x in (answer.grad, answer.log_softmax) if x is not None), problem.logits)
+    spec = General(
+        logits=problem.dtype,
+        soft=_name(problem.distribution),
+        labels="int64" if problem.labels is None else _name(problem.labels),
+        class_weight=_name(problem.class_weight),
+        sample_weight=_name(problem.sample_weight),
+        bias=_name(problem.logit_bias),
+        grad=matrix.dtype.name,
+        loss=computed(problem),
+        of_sum="float64" if problem.reduce else computed(problem),
+        target=problem.target,
+        outputs=tuple(sorted(problem.outputs)),
+        weighted=problem.class_weight is not None,
+        sampled=problem.sample_weight is not None,
+        biased=problem.logit_bias is not None,
+        capped=problem.softcap is not None,
+        ignores=problem.ignore_index is not None,
+        device_total=False,
+        lanes=lanes,
+        rows=groups,
+    )
+    return Launch(spec, -(-problem.rows // groups), lanes * groups)
+
+
+def totals(count: int, values: str, pairs: bool, into: str, device_total: bool) -> list[Launch]:
+    """Launches that add up one value per row."""
+    found = []
+    while count > CHUNK:
+        count = -(-count // CHUNK)
+        found.append(Launch(Totals(values, pairs, "float64", False, False), count, THREADS))
+        values, pairs = "float64", True
+    return [*found, Launch(Totals(values, pairs, into, True, device_total), 1, THREADS)]
+
+
+def bounds(launch: Launch) -> tuple[int, int]:
+    """Threads of a block, and blocks that a processor shall have room for."""
+    return launch.threads, launch.spec.blocks if isinstance(launch.spec, Rows) else 1
+
+
+def computed(problem: Problem) -> str:
+    """What loss and statistics are computed in."""
+    return "float64" if problem.dtype == "float64" else "float32"
+
+
+def words(value: float, dtype: str) -> tuple[Any, Any]:
+    """A float64 as a pair of numbers of this dtype."""
+    real = np.dtype(dtype).type
+    high = real(value)
+    rest = value - float(high)
+    return high, real(rest if math.isfinite(rest) else 0.0)
+
+
+def _name(x: Array | None) -> str:
+    return "float64" if x is None else x.dtype.name
+
+
+def address(x: Array) -> int:
+    return int(x.__array_interface__["data"][0])
+
+
+def strides(x: Array | None) -> tuple[int, ...]:
+    """In elements."""
+    return (0, 0, 0) if x is None else tuple(step // x.itemsize for step in x.strides)
