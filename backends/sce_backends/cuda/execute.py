@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from sce.backend import Answer, Array, Problem
+from sce.backend import Answer, Array, Illegal, Problem
 
 from . import plan
 from .plan import Device, Launch
 from .rows import FOUND, SCALES
+from .survey import FOUND as FOUND_BAD
 
 
 class Machine(Protocol):
@@ -32,21 +33,83 @@ class Machine(Protocol):
 
 def execute(problem: Problem, answer: Answer, machine: Machine) -> None:
     """Fill the answer: kernels over rows, then the sums of what they leave of each."""
+    if not problem.rows:
+        _of_no_rows(problem, answer, machine)
+        return
+    total = total_weight(problem, machine) if problem.own_denominator else None
     sums: dict[str, Array] = {}
     if plan.takes_rows(problem, answer):
         if problem.reduce and answer.loss is not None:
             sums["loss"] = machine.memory(2 * problem.rows, plan.computed(problem))
-        _run_rows(problem, answer, machine, sums)
+        _run_rows(problem, answer, machine, sums, total)
     else:
         for name in ("loss", "z_loss"):
             if problem.reduce and getattr(answer, name) is not None:
                 sums[name] = machine.memory(problem.rows, "float64")
-        machine.run(plan.general(problem, answer), _general(problem, answer, machine, sums))
+        values = _general(problem, answer, machine) | sums | {"total": total}
+        machine.run(plan.general(problem, answer), values)
     for name, rows in sums.items():
-        _add_up(problem, rows, getattr(answer, name), machine)
+        pairs = rows.size > problem.rows
+        _add_up(problem, rows, problem.rows, pairs, getattr(answer, name), total, machine)
 
 
-def _run_rows(problem: Problem, answer: Answer, machine: Machine, sums: Mapping[str, Array]) -> None:
+def _of_no_rows(problem: Problem, answer: Answer, machine: Machine) -> None:
+    """All there is to write is a sum, and that of an empty mean."""
+    if problem.own_denominator:
+        problem = problem._replace(denominator=0.0)
+    for into in (answer.loss, answer.z_loss) if problem.reduce else ():
+        if into is not None:
+            _add_up(problem, machine.memory(1, "float64"), 0, False, into, None, machine)
+
+
+def total_weight(problem: Problem, machine: Machine) -> Array:
+    """The denominator of a mean, found on the device and left there: (1,) float64."""
+    launch = plan.survey(problem)
+    values = _surveyed(problem, launch, machine)
+    machine.run(launch, values)
+    into = machine.memory(1, "float64")
+    _add_up(problem._replace(denominator=1.0), values["sums"], launch.blocks, True, into, None, machine)
+    return into
+
+
+def illegal(problem: Problem, machine: Machine, download: Callable[[Array], Array]) -> Illegal:
+    """The first illegal label and weights: a small kernel, whose findings are read back."""
+    if not _can_be_illegal(problem) or not problem.rows:
+        return Illegal()
+    launch = plan.survey(problem)
+    values = _surveyed(problem, launch, machine)
+    machine.run(launch, values)
+    found = download(values["found"]).reshape(-1, FOUND_BAD)
+    label, sample, of_class, bias = (int(next((i for i in part if i >= 0), -1)) for part in found.T)
+    value = 0
+    if label >= 0 and problem.labels is not None:
+        value = int(download(problem.labels[label : label + 1])[0])
+    return Illegal(label, value, sample, of_class, bias)
+
+
+def _can_be_illegal(problem: Problem) -> bool:
+    given = (problem.labels, problem.class_weight, problem.sample_weight, problem.logit_bias)
+    return any(x is not None for x in given)
+
+
+def _surveyed(problem: Problem, launch: Launch, machine: Machine) -> dict[str, Any]:
+    """The arguments of survey.py."""
+    return {
+        "labels": problem.labels,
+        "class_weight": problem.class_weight,
+        "sample_weight": problem.sample_weight,
+        "bias": problem.logit_bias,
+        "found": machine.memory(FOUND_BAD * launch.blocks, "int64"),
+        "sums": machine.memory(2 * launch.blocks, "float64"),
+        "n": problem.rows,
+        "classes": problem.classes,
+        "ignored": problem.ignore_index or 0,
+    }
+
+
+def _run_rows(
+    problem: Problem, answer: Answer, machine: Machine, sums: Mapping[str, Array], total: Array | None
+) -> None:
     """The launches of rows.py, and of scales.py before them."""
     real = plan.computed(problem)
     launches = plan.rows(problem, answer, machine.device)
@@ -80,7 +143,7 @@ def _run_rows(problem: Problem, answer: Answer, machine: Machine, sums: Mapping[
             "labels": problem.labels,
             "class_weight": _vector(problem.class_weight, machine),
             "sample_weight": problem.sample_weight,
-            "total": None,
+            "total": total,
             "scales": values["scales"],
             "n": problem.rows,
             "classes": problem.classes,
@@ -92,7 +155,7 @@ def _run_rows(problem: Problem, answer: Answer, machine: Machine, sums: Mapping[
         machine.run(launch, values)
 
 
-def _general(problem: Problem, answer: Answer, machine: Machine, sums: Mapping[str, Array]) -> dict[str, Any]:
+def _general(problem: Problem, answer: Answer, machine: Machine) -> dict[str, Any]:
     """The arguments of general.py."""
     values: dict[str, Any] = {}
     matrices = {
@@ -111,7 +174,6 @@ def _general(problem: Problem, answer: Answer, machine: Machine, sums: Mapping[s
         "class_weight": _vector(problem.class_weight, machine),
         "sample_weight": problem.sample_weight,
         "bias": _vector(problem.logit_bias, machine),
-        "total": None,
         "argmax": answer.argmax,
         "correct": None if answer.correct is None else answer.correct.view(np.uint8),
         "n": problem.rows,
@@ -125,18 +187,20 @@ def _general(problem: Problem, answer: Answer, machine: Machine, sums: Mapping[s
         "denominator": problem.denominator,
         "grad_scale": problem.grad_scale,
     }
-    return values | dict(sums)
+    return values
 
 
-def _add_up(problem: Problem, rows: Array, into: Array, machine: Machine) -> None:
-    """into[0] = the sum of one value, or pair, per row."""
-    count, pairs = problem.rows, rows.size > problem.rows
-    *before, last = plan.totals(count, rows.dtype.name, pairs, into.dtype.name, False)
+def _add_up(
+    problem: Problem, values: Array, count: int, pairs: bool, into: Array, total: Array | None, machine: Machine
+) -> None:
+    """into[0] = the sum of `count` values, or pairs; of an empty mean, what the caller wants."""
+    *before, last = plan.totals(count, values.dtype.name, pairs, into.dtype.name, total is not None)
+    of = {"total": total, "denominator": problem.denominator, "empty": problem.empty}
     for launch in before:
         found = machine.memory(2 * launch.blocks, "float64")
-        machine.run(launch, {"values": rows, "into": found, "total": None, "n": count, "empty": 0.0})
-        rows, count = found, launch.blocks
-    machine.run(last, {"values": rows, "into": into, "total": None, "n": count, "empty": 0.0})
+        machine.run(launch, {"values": values, "into": found, "n": count, **of})
+        values, count = found, launch.blocks
+    machine.run(last, {"values": values, "into": into, "n": count, **of})
 
 
 def _vector(x: Array | None, machine: Machine) -> Array | None:

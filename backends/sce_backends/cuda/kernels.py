@@ -6,10 +6,16 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from . import general, rows, scales, totals
+from . import general, rows, scales, survey, totals
 from .plan import Spec
 
-_HOME = {general.General: general, rows.Rows: rows, scales.Scales: scales, totals.Totals: totals}
+_HOME = {
+    general.General: general,
+    rows.Rows: rows,
+    scales.Scales: scales,
+    survey.Survey: survey,
+    totals.Totals: totals,
+}
 
 
 def make(words: Any, spec: Spec) -> Callable[..., None]:

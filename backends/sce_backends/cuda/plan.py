@@ -3,6 +3,7 @@
 rows.py      loss and gradient of index targets, each logit read once (twice where a row is split)
 general.py   everything else: any target, output, option and strides
 scales.py    before rows.py, where rows have weights
+survey.py    before all, on a device: are labels and weights legal, and what is the mean's denominator
 totals.py    after both, the sum of the rows' losses
 
 The numbers of threads and logits per thread are chosen by what registers hold: see `shape_of`.
@@ -21,9 +22,10 @@ from .general import General
 from .rows import Parts, Rows
 from .scales import THREADS as SCALE_THREADS
 from .scales import Scales
+from .survey import Survey
 from .totals import CHUNK, THREADS, Totals
 
-Spec = General | Rows | Scales | Totals
+Spec = General | Rows | Scales | Survey | Totals
 
 
 class Launch(NamedTuple):
@@ -181,8 +183,9 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
 
 
 def scaled(problem: Problem) -> bool:
-    """Do the rows' scales differ?"""
-    return problem.sample_weight is not None or problem.class_weight is not None
+    """Do the rows' scales differ, or are they known on the device alone?"""
+    given = (problem.sample_weight, problem.class_weight)
+    return problem.own_denominator or any(x is not None for x in given)
 
 
 def scales(problem: Problem) -> Launch:
@@ -194,9 +197,26 @@ def scales(problem: Problem) -> Launch:
         into=computed(problem),
         weighted=problem.class_weight is not None,
         sampled=problem.sample_weight is not None,
-        device_total=False,
+        device_total=problem.own_denominator,
     )
     return Launch(spec, -(-problem.rows // SCALE_THREADS), SCALE_THREADS)
+
+
+def survey(problem: Problem) -> Launch:
+    """The launch of survey.py."""
+    spec = Survey(
+        labels="int64" if problem.labels is None else _name(problem.labels),
+        class_weight=_name(problem.class_weight),
+        sample_weight=_name(problem.sample_weight),
+        bias=_name(problem.logit_bias),
+        indexed=problem.labels is not None,
+        # The weights of classes are no part of a distribution's denominator, but looked at.
+        weighted=problem.class_weight is not None,
+        sampled=problem.sample_weight is not None,
+        biased=problem.logit_bias is not None,
+        ignores=problem.ignore_index is not None,
+    )
+    return Launch(spec, max(1, -(-problem.rows // CHUNK)), THREADS)
 
 
 def general(problem: Problem, answer: Answer) -> Launch:
@@ -220,7 +240,7 @@ def general(problem: Problem, answer: Answer) -> Launch:
         biased=problem.logit_bias is not None,
         capped=problem.softcap is not None,
         ignores=problem.ignore_index is not None,
-        device_total=False,
+        device_total=problem.own_denominator,
         lanes=lanes,
         rows=groups,
     )

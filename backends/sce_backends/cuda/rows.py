@@ -83,7 +83,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
     high, low, ln2, ln2_h, ln2_t = math.high, math.low, math.ln2, math.ln2_h, math.ln2_t
     above = real(2)  # exp of half of ln 2 is less
     branch, single = d.branch, spec.grad in ("float16", "bfloat16")
-    zero, nan, minus_inf = real(0), real(np.nan), real(-np.inf)
+    zero, one_real, nan, minus_inf = real(0), real(1), real(np.nan), real(-np.inf)
     read, read_label = d.reader(spec.logits, real), d.reader(spec.labels, np.int64)
     read_word, write_word = (make(computes_in(spec.logits), real) for make in (d.reader, d.writer))
     fetch = d.fetcher(spec.logits, real)
@@ -331,13 +331,18 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                 write_word(found, place + 2, r_tail)
                 write_word(found, place + 3, x_y)
         else:
-            # The target's exponential, E; so large that all others vanish beside it, it may be smaller.
+            # The target's exponential, E. Where it would overflow, the others fade instead.
             z_y, z_tail = x_y, zero
             if tempered:
                 z_y, z_tail = scaled_by(x_y, over_t, over_t_tail)
             most = (k + high) * ln2
             of_y = z_y - base
+            fade = one_real
             if of_y > most:
+                branch()
+                zero_shift, zero_floor = shifted_by(zero)
+                fade = exponential(most - of_y, zero, zero_shift, zero_floor)
+                r, r_tail = times(r, fade), times(r_tail, fade)
                 of_y, z_tail = most, zero
             if tempered:
                 e_y = exponential_of_pair(of_y, z_tail, shift_k, floor)
@@ -366,7 +371,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
             if wants_grad and active:
                 by, by_tail, of_target = zero, zero, zero
                 if counted:
-                    by, by_tail = divide(of_grad, of_grad_tail, s, s_tail)
+                    by, by_tail = divide(times(of_grad, fade), times(of_grad_tail, fade), s, s_tail)
                     q_h, q_t = divide(r, r_tail, s, s_tail)
                     q_h, q_t = multiply(q_h, q_t, of_grad, of_grad_tail)
                     of_target = -finish(q_h, q_t)

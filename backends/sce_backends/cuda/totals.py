@@ -24,14 +24,14 @@ class Totals(NamedTuple):
     pairs: bool
     into: str
     last: bool  # it writes the answer, not pairs for the next launch
-    device_total: bool  # an empty mean is known on the device alone
+    device_total: bool  # the denominator is read from the device
 
 
 def arguments(spec: Totals) -> tuple[tuple[str, str], ...]:
     """In order: name, and the dtype of what it points at, or the number's."""
     return (
         ("values", f"*{spec.values}"), ("into", f"*{spec.into}"), ("total", "*float64"), ("n", "int64"),
-        ("empty", "float64"),
+        ("denominator", "float64"), ("empty", "float64"),
     )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def kernel(d: Any, spec: Totals) -> Callable[..., None]:
     read_total = d.reader("float64", np.float64)
     pairs, last, device_total = spec.pairs, spec.last, spec.device_total
 
-    def totals(values, into, total, n, empty):
+    def totals(values, into, total, n, denominator, empty):
         """into[block] = the sum of values[block * CHUNK : (block + 1) * CHUNK]."""
         thread = cuda.threadIdx.x
         block = np.int64(cuda.blockIdx.x)
@@ -60,7 +60,10 @@ def kernel(d: Any, spec: Totals) -> Callable[..., None]:
         if thread == 0:
             if last:
                 value = finish(h, t)
-                if device_total and read_total(total, 0) == 0.0:
+                divisor = denominator
+                if device_total:
+                    divisor = read_total(total, 0)
+                if divisor == 0.0:
                     value = empty
                 write(into, 0, value)
             else:
