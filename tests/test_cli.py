@@ -567,7 +567,6 @@ def test_info(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "  numpy  ",
         "  processor  ",
         "  NUMBA_NUM_THREADS  ",
-        "reference  runs",
     ):
         assert words in found.out
 

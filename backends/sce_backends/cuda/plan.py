@@ -60,14 +60,15 @@ class Shape(NamedTuple):
 
 
 WARP = 32
-KEPT = 32  # 4-byte words of logits that a thread keeps: with 80 registers nothing is spilled
+KEPT = 32  # 4-byte words of logits that a thread keeps, in whole vectors: 80 registers hold them without a spill
+KEPT_SINGLE = 16  # one by one: each has an address of its own
 KEPT_WIDE = 48  # at most, with 128 registers
 GROUP_THREADS = 128  # of a block with several groups
 BLOCK, WIDE_BLOCK, CLUSTER = 256, 512, 8
-_REGISTERS = {KEPT // 2: 64, KEPT: 80, KEPT_WIDE: 128}  # of a thread that keeps up to so many words
 _FEW = 64  # a sum of so many rows
 _SHORT = 1024  # classes up to which the general kernel gives a row one warp
 _RANGE = 1e30  # of factors that float32 kernels take: their second words must not vanish
+_EDGED = 64  # vectors of a row from which on it has an edge: below, 16 lanes would have too little to do
 _LONG = 1 << 16  # classes from which on a few rows are split over all processors
 
 
@@ -115,21 +116,20 @@ def vector(problem: Problem, answer: Answer) -> tuple[int, bool]:
     starts = [address(each) % 16 for each in both]
     if classes % full == 0 and not any(starts) and not any(steps):
         return full, False
-    if len({*starts}) == len({*steps}) == 1 and classes >= 8 * full:
+    if len({*starts}) == len({*steps}) == 1 and classes >= _EDGED * full:
         return full, True
     return 1, False
 
 
 def shape_of(rows: int, classes: int, width: int, edge: bool, size: int, device: Device) -> Shape:
     """How threads share a row of logits that take `size` bytes in a register, `width` of them a vector."""
-    kept, kept_wide = (words * 4 // size // width for words in (KEPT, KEPT_WIDE))
+    most_here = KEPT if width > 1 else KEPT_SINGLE
+    kept, kept_wide = (words * 4 // size // width for words in (most_here, KEPT_WIDE))
     slots = -(-classes // width)
-    lanes = 2 if width > 1 else 1
-    while lanes < WARP and slots > lanes * max(1, min(kept, 8) // (1 if lanes == WARP else 2)):
-        lanes *= 2
+    lanes = 1 << max(0, -(-slots // kept) - 1).bit_length()  # few: what a row costs is paid by each of them
     if edge:
         lanes = max(lanes, WARP // 2)
-    if slots <= lanes * kept:
+    if lanes <= WARP:
         return Shape("one", 1, lanes, -(-slots // lanes), GROUP_THREADS // lanes, 1)
 
     clusters = device.capability >= (9, 0)
@@ -156,8 +156,6 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
     width, edge = vector(problem, answer)
     size = 8 if problem.dtype == "float64" else 4
     shape = shape_of(problem.rows, problem.classes, width, edge, size, device)
-    words = shape.vectors * width * size // 4
-    registers = next(r for most, r in _REGISTERS.items() if words <= most)
     spec = Rows(
         logits=problem.dtype,
         grad="" if answer.grad is None else answer.grad.dtype.name,
@@ -173,13 +171,24 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
         tempered=problem.temperature != 1.0,
         scaled=scaled(problem),
         ignores=problem.ignore_index is not None,
-        blocks=max(1, (1 << 16) // (registers * shape.threads)),
+        blocks=blocks_of(shape, width, size),
     )
     blocks = -(-problem.rows // shape.groups) * shape.count
     found = [Launch(spec, blocks, shape.threads, shape.cluster)]
     if shape.parts == "first":
         found.append(found[0]._replace(spec=spec._replace(parts="second")))
     return found
+
+
+def blocks_of(shape: Shape, width: int, size: int) -> int:
+    """How many blocks a processor must have registers for: as many as leave each thread enough of them."""
+    words = shape.vectors * width * size // 4
+    registers = 64 if words <= KEPT // 2 else 80 if words <= KEPT else 128
+    if shape.parts == "cluster":
+        registers = 128
+    elif size == 8:
+        registers = 80 if words <= KEPT // 2 else 128
+    return max(1, (1 << 16) // (registers * shape.threads))
 
 
 def scaled(problem: Problem) -> bool:
