@@ -62,7 +62,7 @@ class Shape(NamedTuple):
 WARP = 32
 KEPT = 32  # 4-byte words of logits that a thread keeps, in whole vectors: 80 registers hold them without a spill
 KEPT_SINGLE = 16  # one by one: each has an address of its own
-KEPT_WIDE = 48  # at most, with 128 registers
+KEPT_WIDE = 64  # at most, with 128 registers
 GROUP_THREADS = 128  # of a block with several groups
 BLOCK, WIDE_BLOCK, CLUSTER = 256, 512, 8
 _FEW = 64  # a sum of so many rows
@@ -156,6 +156,7 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
     width, edge = vector(problem, answer)
     size = 8 if problem.dtype == "float64" else 4
     shape = shape_of(problem.rows, problem.classes, width, edge, size, device)
+    more = device.capability < (9, 0) or problem.temperature != 1.0 or scaled(problem)
     spec = Rows(
         logits=problem.dtype,
         grad="" if answer.grad is None else answer.grad.dtype.name,
@@ -171,7 +172,7 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
         tempered=problem.temperature != 1.0,
         scaled=scaled(problem),
         ignores=problem.ignore_index is not None,
-        blocks=blocks_of(shape, width, size),
+        blocks=blocks_of(shape, width, size, more),
     )
     blocks = -(-problem.rows // shape.groups) * shape.count
     found = [Launch(spec, blocks, shape.threads, shape.cluster)]
@@ -180,14 +181,17 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
     return found
 
 
-def blocks_of(shape: Shape, width: int, size: int) -> int:
-    """How many blocks a processor must have registers for: as many as leave each thread enough of them."""
+def blocks_of(shape: Shape, width: int, size: int, more: bool) -> int:
+    """How many blocks a processor must have registers for: as many as leave each thread enough of them.
+
+    `more`: an older device, whose compiler needs some more, or options that do.
+    """
     words = shape.vectors * width * size // 4
     registers = 64 if words <= KEPT // 2 else 80 if words <= KEPT else 128
-    if shape.parts == "cluster":
+    if shape.parts == "cluster" or (more and registers > 64) or (size == 8 and registers > 64):
         registers = 128
-    elif size == 8:
-        registers = 80 if words <= KEPT // 2 else 128
+    elif more or size == 8:
+        registers = 80
     return max(1, (1 << 16) // (registers * shape.threads))
 
 

@@ -91,6 +91,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
     write, put = d.writer(to, real), d.putter(to, real)
     bytes_each = np.int32(16 // width)
     kept = vectors * width
+    half = vectors // 2 if kept > 32 else vectors  # the compiler unrolls no longer loop of so much
     wants_grad, wants_loss, pairs = bool(spec.grad), bool(spec.loss), spec.loss == "pairs"
     tempered, scaled, ignores = spec.tempered, spec.scaled, spec.ignores
     first, second, in_cluster = spec.parts == "first", spec.parts == "second", spec.parts == "cluster"
@@ -113,6 +114,18 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
         else:
             e = exponential(x, zero, shift_k, floor)
         return e
+
+    @d.inline
+    def exponentials(kept_here, first_one, last, r, r_tail, base, shift_k, floor, over_t, over_t_tail):
+        """Of some vectors, in the registers of their logits; and onto their sum."""
+        for q in range(first_one, last):
+            for j in range(width):
+                e = exp_of(kept_here[q * width + j], base, shift_k, floor, over_t, over_t_tail)
+                kept_here[q * width + j] = e
+                if not second:  # finite, or the row's answer is NaN
+                    r, error = fast_two_sum(r, e)
+                    r_tail = r_tail + error
+        return r, r_tail
 
     @d.inline
     def product(e, by, by_tail):
@@ -219,7 +232,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
         active = row < n
         if not active:  # it keeps the others company, and writes nothing
             row = n - 1
-        start, grad_start = row * step, row * grad_step
+        start = row * step
 
         # All of the row's logits, in flight together.
         c = np.int32(classes)
@@ -304,13 +317,11 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
             of_edge = of_edge - base
         # A sum that begins above all terms is never smaller than one: three operations find a rounding error.
         r, r_tail = above, zero
-        for q in range(vectors):
-            for j in range(width):
-                e = exp_of(kept_here[q * width + j], base, shift_k, floor, over_t, over_t_tail)
-                kept_here[q * width + j] = e
-                if not second:  # finite, or the row's answer is NaN
-                    r, error = fast_two_sum(r, e)
-                    r_tail = r_tail + error
+        r, r_tail = exponentials(kept_here, 0, half, r, r_tail, base, shift_k, floor, over_t, over_t_tail)
+        if half < vectors:
+            r, r_tail = exponentials(
+                kept_here, half, vectors, r, r_tail, base, shift_k, floor, over_t, over_t_tail
+            )
         if edge:
             of_edge = exp_of(of_edge, base, shift_k, floor, over_t, over_t_tail)
             if not second:
@@ -369,6 +380,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                 else:
                     write_word(loss, row, finish(h, t))
             if wants_grad and active:
+                grad_start = row * grad_step
                 by, by_tail, of_target = zero, zero, zero
                 if counted:
                     by, by_tail = divide(times(of_grad, fade), times(of_grad_tail, fade), s, s_tail)
