@@ -105,7 +105,9 @@ class Illegal(NamedTuple):
     logit_bias: int = -1
 
 
-def memory_at(address: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None) -> Array:
+def memory_at(
+    address: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None
+) -> Array:
     """NumPy's description of memory that NumPy must not touch: for shapes, strides and addresses only."""
     dtype = np.dtype(dtype)
     raw = f"|V{dtype.itemsize}"  # ml_dtypes' bfloat16 has no code of its own
@@ -118,8 +120,8 @@ def memory_at(address: int, shape: tuple[int, ...], dtype: Any, strides: tuple[i
 class Backend(Protocol):
     """A module with these names, registered under the entry point group "sce.backends".
 
-    It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...). One that
-    takes arrays on a device has besides
+    It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...). One
+    that takes arrays on a device has besides
 
         inspect(problem) -> Illegal           what `validate=True` needs to know before anything is written
         total_weight(problem) -> float        D, where it is to add it up and the caller asks for it

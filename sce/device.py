@@ -21,7 +21,7 @@ _KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # DLPack's type codes; 4 is bfloat16
 class Place(NamedTuple):
     """Where a call's arrays are: a device, and the stream that the caller works on there."""
 
-    index: int
+    device: int  # its index
     stream: int
     wait: bool  # the caller's stream is not known: nothing may be under way when the call returns
 
@@ -62,8 +62,8 @@ def place_of(x: Any) -> Place:
     if hasattr(x, "block_until_ready"):  # JAX tells nobody its streams
         x.block_until_ready()
         return Place(index, LEGACY, True)
-    handle = getattr(x, "__cuda_array_interface__", {}).get("stream")
-    return Place(index, int(handle or LEGACY), handle is None)
+    known = getattr(x, "__cuda_array_interface__", {}).get("stream")
+    return Place(index, int(known or LEGACY), known is None)
 
 
 def empty(like: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -122,4 +122,5 @@ def _bfloat16() -> np.dtype[Any]:
         import ml_dtypes
     except ImportError as exc:
         raise TypeError("bfloat16 needs ml_dtypes: pip install 'sce[bfloat16]'") from exc
-    return np.dtype(ml_dtypes.bfloat16)
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found

@@ -389,7 +389,7 @@ def solve(request: Request, backend: Backend) -> dict[str, Any]:
 
 
 def _solve_on_device(request: Request, backend: Any) -> dict[str, Any]:
-    """The same for arrays on a device: what is returned is of the caller's own type, and nothing is copied."""
+    """The same for arrays on a device: the answer is of the caller's own type, and nothing is copied."""
     problem, layout = request.problem, request.layout
     if problem.validated:
         checks.illegal(backend.inspect(problem), problem.classes, layout.rows_shape)

@@ -98,7 +98,11 @@ def prepare(
     divisor = checks.denominator(denominator, reduction)
     empty = checks.one_of("empty", empty, ("nan", "zero"))
     if labels is not None:
-        labels = checks.contiguous("target", labels) if device else checks.labels(labels, classes, ignore, validate)
+        labels = (
+            checks.contiguous("target", labels)
+            if device
+            else checks.labels(labels, classes, ignore, validate)
+        )
     if out is not None:
         checks.out(out, x.shape, checks.matrix_dtypes(x.dtype))
         inputs = {key: as_host(a, key) for key, a in arrays.items() if a is not None and key != "out"}
@@ -138,7 +142,7 @@ def prepare(
         **options,
     )
     if place is not None:
-        problem = problem._replace(device=place.index, stream=place.stream, wait=place.wait)
+        problem = problem._replace(device=place.device, stream=place.stream, wait=place.wait)
         return Request(problem, where, x, out, problem.empty, given, given_out)
     return Request(problem, where, x, out, problem.empty)
 
@@ -152,8 +156,8 @@ def _place(arrays: dict[str, Any]) -> Place | None:
     if hosted := [key for key, a in arrays.items() if a is not None and key not in placed]:
         raise BackendError(f"{where}; {', '.join(hosted)}: on the host. Move them to one place first.")
     places = [place_of(arrays[key]) for key in placed]
-    if len({place.index for place in places}) > 1:
-        devices = ", ".join(f"{key} on {place.index}" for key, place in zip(placed, places, strict=True))
+    if len({place.device for place in places}) > 1:
+        devices = ", ".join(f"{key} on {place.device}" for key, place in zip(placed, places, strict=True))
         raise BackendError(f"the arrays are on several devices: {devices}. Move them to one place first.")
     return places[0]._replace(wait=any(place.wait for place in places))
 

@@ -230,7 +230,10 @@ def test_auto_moves_nothing():
     x, y = placed(np.zeros((2, 3), "f4")), placed(np.zeros(2, int))
     decision = sce.explain(x, y)
     assert decision.chosen in (None, "cuda")
-    assert ("cpu", "auto never moves data between host and device.") in decision.passed_over or decision.chosen
+    assert (
+        "cpu",
+        "auto never moves data between host and device.",
+    ) in decision.passed_over or decision.chosen
     with pytest.raises(sce.BackendError, match="logits live on a device"):
         sce.loss_and_grad(x, y, backend="reference")
 

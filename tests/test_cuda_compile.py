@@ -1,4 +1,4 @@
-"""Every kind of kernel compiled for Ampere, Hopper and Blackwell, without a driver; what its machine code has.
+"""Every kind of kernel compiled for Ampere, Hopper and Blackwell, without a driver: its machine code.
 
 Needs the compiler and NVIDIA's disassembler: pip install 'sce[test-cuda]'.
 """
@@ -17,16 +17,15 @@ pytest.importorskip("numba.cuda.types", reason="no numba-cuda")
 pathfinder = pytest.importorskip("cuda.pathfinder", reason="no CUDA packages")
 pytest.importorskip("cuda.core", reason="no cuda-core")
 
+from sce.backend import Answer, memory_at
+from sce.conformance.case import cast
+from sce.problem import prepare
 from sce_backends.cuda import kernels, plan
 from sce_backends.cuda.general import General
 from sce_backends.cuda.plan import Device, Launch
 from sce_backends.cuda.scales import Scales
 from sce_backends.cuda.survey import Survey
 from sce_backends.cuda.totals import Totals
-
-from sce.backend import Answer, memory_at
-from sce.conformance.case import cast
-from sce.problem import prepare
 
 AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
 FULL = ("argmax", "correct", "entropy", "grad", "hess_diag", "log_prob", "loss", "lse", "z_loss")
@@ -96,8 +95,13 @@ KINDS = {
     "a cluster of halves": (BLACKWELL, "float16", 128256, {}),
     "the widest cluster": (HOPPER, "float32", 262144, {}),
     "split": (AMPERE, "float32", 131072, {}),
-    "options": (AMPERE, "float32", 4096, {"temperature": 0.7, "ignore_index": -100, "sample_weight": np.ones(1)}),
-}  # fmt: skip
+    "options": (
+        AMPERE,
+        "float32",
+        4096,
+        {"temperature": 0.7, "ignore_index": -100, "sample_weight": np.ones(1)},
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,7 +133,8 @@ def test_the_kinds_are_all_there_are():
     assert {c for _, c in found} == {AMPERE, HOPPER, BLACKWELL}
     assert {spec.logits for spec, _ in found} == {"float16", "bfloat16", "float32", "float64"}
     assert {True, False} == {spec.edge for spec, _ in found} == {spec.scaled for spec, _ in found}
-    assert any(spec.lanes == 1 for spec, _ in found) and any(spec.lanes > 32 for spec, _ in found)
+    assert any(spec.lanes == 1 for spec, _ in found)
+    assert any(spec.lanes > 32 for spec, _ in found)
 
 
 GENERAL = General(
@@ -140,21 +145,29 @@ GENERAL = General(
 OTHERS = {
     "everything, of an index": (Launch(GENERAL, 1, 256), BLACKWELL),
     "everything, of a distribution": (
-        Launch(GENERAL._replace(target="distribution", logits="float64", grad="float64", lanes=32, rows=4), 1, 128),
+        Launch(
+            GENERAL._replace(target="distribution", logits="float64", grad="float64", lanes=32, rows=4),
+            1,
+            128,
+        ),
         AMPERE,
     ),
     "softmax": (Launch(GENERAL._replace(target="none", outputs=("grad",), logits="float16"), 1, 256), HOPPER),
     "scales": (Launch(Scales("int32", "float32", "bfloat16", "float32", True, True, True), 1, 256), AMPERE),
-    "survey": (Launch(Survey("uint8", "float16", "int64", "float64", True, True, True, True, True), 1, 256), HOPPER),
+    "survey": (
+        Launch(Survey("uint8", "float16", "int64", "float64", True, True, True, True, True), 1, 256),
+        HOPPER,
+    ),
     "totals": (Launch(Totals("float32", True, "float32", True, True), 1, 256), BLACKWELL),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_others(kind):
     launch, capability = OTHERS[kind]
     _, code, used = compiled(launch, capability)
-    assert used["REG"] <= 255 and used["LOCAL"] == 0
+    assert used["REG"] <= 255
+    assert used["LOCAL"] == 0
     assert count(code, r"LDL|STL") == 0
     assert count(code, r"ATOM|RED\b") == 0  # sums are in a fixed order
 
@@ -164,7 +177,9 @@ def test_a_failed_promise_is_seen():
     (launch,) = rows(HOPPER, "float32", 8192)
     starved = launch._replace(spec=launch.spec._replace(blocks=8))
     _, code, used = compiled(starved, HOPPER)
-    assert used["REG"] <= 32 and used["STACK"] > 0 and count(code, r"LDL|STL") > 0
+    assert used["REG"] <= 32
+    assert used["STACK"] > 0
+    assert count(code, r"LDL|STL") > 0
 
 
 def test_the_vocabularies_have_the_same_words():

@@ -141,13 +141,14 @@ def test_special_rows_in_every_way(monkeypatch, way):
     x[6, classes // 2] = 200
     y[7], y[8] = -100, classes
     x[7, 0] = np.nan
-    for options in ({}, {"temperature": 0.7, "sample_weight": np.array([2.0, 1, 1, 1, 1, 1, -1, 1, 1])}):
+    weights = np.array([2.0, 1, 1, 1, 1, 1, -1, 1, 1])
+    for options in ({}, {"temperature": 0.7, "sample_weight": weights}):
         _, _, wrong = solve(x, y, ignore_index=-100, validate=False, **options)
         assert not wrong, wrong
 
 
 def test_the_bars_of_float32_in_the_confident_regime():
-    """Loss within 4 ulp and gradient within 8 where p of the target is nearly 1: the suite asks for 2 and 3."""
+    """Loss within 4 ulp and gradient within 8 where p is nearly 1; the suite asks for 2 and 3."""
     rng = np.random.default_rng(5)
     x = rng.normal(size=(40, 60)).astype("f4")
     y = rng.integers(0, 60, 40)
@@ -267,8 +268,8 @@ def leaving_early(d):
 )
 def test_a_faulty_kernel_is_found(kernel, words, reverse):
     cluster = 2 if kernel is leaving_early else 1
+    memory = np.zeros(63 if kernel is beyond else 256, "f4")
     with pytest.raises(Fault, match=words):
-        memory = np.zeros(63 if kernel is beyond else 256, "f4")
         launched(kernel, memory, grid=cluster, cluster=cluster, reverse=reverse)
 
 
@@ -281,22 +282,51 @@ def test_a_null_pointer_is_found():
 # Then the product's, each with one line changed: what keeps them right is looked after by something above.
 
 MUTANTS = {
-    "no barrier": ("group", "            cuda.syncthreads()\n", "", 1100, "what .* may be about to write|before"),
+    "no barrier": (
+        "group",
+        "            cuda.syncthreads()\n",
+        "",
+        1100,
+        "what .* may be about to write|before",
+    ),
     "no head": ("rows", "((16 - past_16(x, start)) & 15) // bytes_each", "0", 1101, "not aligned"),
-    "one vector more": ("rows", "            if v < full:\n                if width > 1:\n                    fetch",
-                        "            if v <= full:\n                if width > 1:\n                    fetch", 1100,
-                        "out of bounds"),
-    "the target is summed": ("rows", "kept_here[q * width + j] = minus_inf\n            for j in range(width):\n",
-                             "pass\n            for j in range(width):\n", 100, "wrong"),
-    "the target's logit is read late": ("rows", "            if second:\n                x_y = read_word(",
-                                        "            if first and second:\n                x_y = read_word(", 2501,
-                                        "wrong"),
-    "plain sums": ("arithmetic", "        return s, b - (s - a)\n", "        return s, b - b\n", 1100, "wrong"),
+    "one vector more": (
+        "rows",
+        "            if v < full:\n                if width > 1:\n                    fetch",
+        "            if v <= full:\n                if width > 1:\n                    fetch",
+        1100,
+        "out of bounds",
+    ),
+    "the target is summed": (
+        "rows",
+        "kept_here[q * width + j] = minus_inf\n            for j in range(width):\n",
+        "pass\n            for j in range(width):\n",
+        100,
+        "wrong",
+    ),
+    "the target's logit is read late": (
+        "rows",
+        "            if second:\n                x_y = read_word(",
+        "            if first and second:\n                x_y = read_word(",
+        2501,
+        "wrong",
+    ),
+    "plain sums": (
+        "arithmetic",
+        "        return s, b - (s - a)\n",
+        "        return s, b - b\n",
+        1100,
+        "wrong",
+    ),
     "no fading": ("rows", "fade = exponential(", "fade = one_real + zero * exponential(", 10, "wrong"),
-    "rows that are left out are multiplied": ("rows", "                if counted:\n                    by, by_tail",
-                                              "                if known:\n                    by, by_tail", 10,
-                                              "wrong"),
-}  # fmt: skip
+    "rows that are left out are multiplied": (
+        "rows",
+        "                if counted:\n                    by, by_tail",
+        "                if known:\n                    by, by_tail",
+        10,
+        "wrong",
+    ),
+}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
@@ -350,8 +380,11 @@ def test_exp_and_logarithms(dtype, exp_bound):
     math = arithmetic.arithmetic(Device().words, dtype)
     real, eps = math.real, float(np.finfo(dtype).eps)
     rng = np.random.default_rng(4)
+
+    def exact(v):
+        return mpmath.mpf(float(v))
+
     with mpmath.workprec(200), np.errstate(all="ignore"):
-        exact = lambda v: mpmath.mpf(float(v))  # noqa: E731
         for _ in range(800):
             top = real(rng.normal() * rng.choice([1, 50, 1e4, 1e6]))
             z = real(float(top) - rng.exponential() * rng.choice([0.1, 5, 60]))

@@ -6,13 +6,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+
+from sce.backend import Answer, memory_at
+from sce.problem import prepare
 from sce_backends.cuda import plan
 from sce_backends.cuda.group import WARP
 from sce_backends.cuda.plan import Device
 from sce_backends.cuda.totals import CHUNK
-
-from sce.backend import Answer, memory_at
-from sce.problem import prepare
 
 HOPPER, AMPERE = Device((9, 0), 132), Device((8, 0), 108)
 CLASSES = (1, 2, 3, 8, 10, 17, 32, 33, 64, 100, 128, 255, 256, 257, 512, 1000, 1024, 1025, 2048, 4097, 8192,
@@ -25,17 +25,30 @@ def shapes(device):
     for rows, classes, size in product(ROWS, CLASSES, (4, 8)):
         for width in WIDTHS[size]:
             for edge in {False, width > 1 and classes >= 64 * width}:
-                yield rows, classes, width, edge, size, plan.shape_of(rows, classes, width, edge, size, device)
+                yield (
+                    rows,
+                    classes,
+                    width,
+                    edge,
+                    size,
+                    plan.shape_of(rows, classes, width, edge, size, device),
+                )
 
 
 @pytest.mark.parametrize("device", [HOPPER, AMPERE], ids=["hopper", "ampere"])
 def test_every_row_is_held_within_the_limits_of_the_device(device):
     for rows, classes, width, edge, size, shape in shapes(device):
         what = (rows, classes, width, edge, size, shape)
-        held = shape.lanes * shape.vectors * width * (shape.cluster if shape.parts == "cluster" else shape.count)
+        held = (
+            shape.lanes
+            * shape.vectors
+            * width
+            * (shape.cluster if shape.parts == "cluster" else shape.pieces)
+        )
         assert held >= classes, what
         assert shape.vectors * width * size <= 4 * plan.KEPT_WIDE, what
-        assert shape.threads % WARP == 0 and WARP <= shape.threads <= 1024, what
+        assert shape.threads % WARP == 0, what
+        assert WARP <= shape.threads <= 1024, what
         assert shape.lanes & (shape.lanes - 1) == 0, what  # butterflies
         assert (shape.groups == 1) or shape.lanes <= WARP, what
         assert shape.cluster in (1, 2, 4, 8), what  # 8: what every device with clusters has
@@ -45,7 +58,8 @@ def test_every_row_is_held_within_the_limits_of_the_device(device):
         for more in (False, True):
             blocks = plan.blocks_of(shape, width, size, more)
             registers = (1 << 16) // (blocks * shape.threads)
-            assert blocks * shape.threads <= 2048 and registers >= shape.vectors * width * size // 4 + 40, what
+            assert blocks * shape.threads <= 2048, what
+            assert registers >= shape.vectors * width * size // 4 + 40, what
 
 
 def test_no_clusters_before_compute_capability_9():
@@ -77,7 +91,7 @@ def test_a_few_long_rows_occupy_the_device():
     for rows, classes in product((1, 2, 4, 8), (1 << 17, 1 << 20)):
         shape = plan.shape_of(rows, classes, 4, False, 4, HOPPER)
         assert shape.parts == "first"
-        assert rows * shape.count >= min(2 * HOPPER.processors, rows * classes // (4 * plan.BLOCK))
+        assert rows * shape.pieces >= min(2 * HOPPER.processors, rows * classes // (4 * plan.BLOCK))
 
 
 def problem(shape, dtype="f4", at=1 << 20, gap=0, grad_at=1 << 30, grad_dtype=None, **options):
@@ -92,7 +106,9 @@ def problem(shape, dtype="f4", at=1 << 20, gap=0, grad_at=1 << 30, grad_dtype=No
     step = (classes + gap) * x.itemsize
     logits = memory_at(at, (rows, 1, classes), dtype, (step, step, x.itemsize))
     kind = np.dtype(grad_dtype or dtype)
-    grad = memory_at(grad_at, (rows, 1, classes), kind, ((classes + gap) * kind.itemsize,) * 2 + (kind.itemsize,))
+    grad = memory_at(
+        grad_at, (rows, 1, classes), kind, ((classes + gap) * kind.itemsize,) * 2 + (kind.itemsize,)
+    )
     answer = Answer(loss=np.empty(rows), grad=grad if "grad" in outputs else None)
     return made._replace(rows=rows, logits=logits), answer
 
@@ -178,8 +194,9 @@ def test_the_grid_covers_every_row_once(rows, classes):
     spec = launches[0].spec
     for launch in launches:
         shape = plan.shape_of(rows, classes, spec.width, spec.edge, 4, HOPPER)
-        assert launch.blocks % launch.cluster == 0 and launch.blocks < 1 << 31
-        assert 0 <= launch.blocks // shape.count * spec.groups - rows < spec.groups
+        assert launch.blocks % launch.cluster == 0
+        assert launch.blocks < 1 << 31
+        assert 0 <= launch.blocks // shape.pieces * spec.groups - rows < spec.groups
         assert launch.threads == spec.lanes * spec.groups
     assert len(launches) == (2 if spec.parts == "first" else 1)
 
@@ -191,7 +208,9 @@ def test_sums_end_in_one_block(rows):
     for launch in before:
         assert launch.blocks == -(-count // CHUNK)
         count = launch.blocks
-    assert count <= CHUNK and last.blocks == 1 and last.spec.last
+    assert count <= CHUNK
+    assert last.blocks == 1
+    assert last.spec.last
     assert not any(launch.spec.last for launch in before)
 
 

@@ -1,7 +1,7 @@
 """Numbers of two words, exp and log for kernels: plain functions made for one vocabulary and one float type.
 
-A *pair* (h, t) stands for the exact sum h + t, its tail t being about an ulp of h or less. A float32 kernel has float64's
-accuracy where it needs it this way, at the speed of float32. docs/math.md has the reasons and the errors.
+A *pair* (h, t) stands for the exact sum h + t, its tail t being about an ulp of h or less. A float32 kernel
+has float64's accuracy where it needs it this way, at the speed of float32. docs/math.md has the errors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 LN2 = 0.6931471805599453
 LOG2E = 1.4426950408889634
 FAR = 32768.0
-"""From this size of a pivot on it is a base that is subtracted: then the difference of all that counts is exact."""
+"""From this size on a pivot is a base that is subtracted: the difference of all that counts is exact."""
 
 _SETS: dict[str, dict[str, Any]] = {
     "float32": {
@@ -48,13 +48,13 @@ def arithmetic(d: Any, dtype: str) -> SimpleNamespace:
     """The functions below, for kernels of the vocabulary `d` that compute in `dtype`."""
     given = _SETS[dtype]
     real = np.dtype(dtype).type
-    word = {"float32": np.int32, "float64": np.int64}[dtype]
+    word: Any = {"float32": np.int32, "float64": np.int64}[dtype]
     fma, times, inverse, maximum = d.fma, d.times, d.inverse, d.maximum
     bits_of, from_bits = d.bits_of, d.from_bits
     magic, offset = given["magic"], word(given["bias"])
     ln2_h, ln2_t = (real(x) for x in given["ln2"])
     ln2, log2e = real(LN2), real(LOG2E)
-    zero, one, two, half = real(0), real(1), real(2), real(0.5)
+    zero, one, two = real(0), real(1), real(2)
     shift = word(given["bits"])
     first, *rest = (real(x) for x in given["exp"])
     polynomial = tuple(rest)
@@ -117,7 +117,7 @@ def arithmetic(d: Any, dtype: str) -> SimpleNamespace:
 
     @d.inline
     def pivot(top):
-        """(base, k): exponentials are taken of (z - base) - k ln 2, with base = 0 or k = 0; see `exponential`.
+        """(base, k): exponentials are of (z - base) - k ln 2, with base = 0 or k = 0; see `exponential`.
 
         A base is subtracted without error where it counts: z within a factor of two of it (Sterbenz).
         """
@@ -213,7 +213,8 @@ def arithmetic(d: Any, dtype: str) -> SimpleNamespace:
         return log_tail(uh, ut, real(k))
 
     return SimpleNamespace(
-        real=real, word=word, inf=inf, high=high, low=low, ln2=ln2, ln2_h=ln2_h, ln2_t=ln2_t, half=half,
-        two_sum=two_sum, fast_two_sum=fast_two_sum, add=add, accumulate=accumulate, multiply=multiply, divide=divide, finish=finish,
-        pivot=pivot, shifted_by=shifted_by, exponential=exponentials(False), exponential_of_pair=exponentials(True), log=log, log1p=log1p,
+        real=real, inf=inf, high=high, low=low, ln2=ln2, ln2_h=ln2_h, ln2_t=ln2_t,
+        two_sum=two_sum, fast_two_sum=fast_two_sum, add=add, accumulate=accumulate, multiply=multiply,
+        divide=divide, finish=finish, pivot=pivot, shifted_by=shifted_by, exponential=exponentials(False),
+        exponential_of_pair=exponentials(True), log=log, log1p=log1p,
     )  # fmt: skip

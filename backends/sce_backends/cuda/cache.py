@@ -74,9 +74,9 @@ def cubin(spec: Spec, capability: tuple[int, int], bounds: tuple[int, int], comp
         if path and (found := _read(path, key)) is not None:
             return found
         code = compiled(spec, capability, bounds)
-    if path:
-        with suppress(OSError):  # no place, no room: the next process compiles for itself
-            _write(path, key, code)
+        if path:
+            with suppress(OSError):  # no place, no room: the next process compiles for itself
+                _write(path, key, code)
     return code
 
 

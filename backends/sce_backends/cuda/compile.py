@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import cuda
-from numba.cuda import types
+from numba import cuda as numba_cuda
+from numba.cuda import types as numba_types
 from numba.cuda.extending import intrinsic
+
+# Numba's own package of that name, which type checkers see, has less in it.
+cuda: Any = numba_cuda
+types: Any = numba_types
 
 Capability = tuple[int, int]
 
@@ -179,7 +183,7 @@ def reader(dtype: str, real: Any) -> Any:
 
 def writer(dtype: str, real: Any) -> Any:
     """`write(pointer, i, value)`: the value, rounded once (half types: by way of float32)."""
-    number = None if dtype in _HALVES else np.dtype(dtype).type
+    number: Any = None if dtype in _HALVES else np.dtype(dtype).type
 
     @intrinsic
     def write_half(typing: Any, p: Any, i: Any, value: Any) -> Any:

@@ -1,10 +1,10 @@
 """A CUDA device in Python, for tests: the kernels' own source runs here, every thread a greenlet of its own.
 
-Threads run one at a time, from one meeting point (shuffle, barrier) to the next, in order or in reverse. What
-a GPU would let pass or answer with garbage is an error here, a `Fault`: an access out of bounds, misaligned or
-through a null pointer, shared memory that another thread writes or reads in the same interval, threads of a
-warp or block that meet at different places or not at all. Memory that nobody wrote holds NaN or a label that
-is none.
+Threads run one at a time, from one meeting point (shuffle, barrier) to the next, in order or in reverse.
+What a GPU would let pass or answer with garbage is an error here, a `Fault`: an access out of bounds,
+misaligned or through a null pointer, shared memory that another thread writes or reads in the same interval,
+threads of a warp or block that meet at different places or not at all. Local memory that nobody wrote holds
+NaN or a large negative integer.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Fault(RuntimeError):
 
 
 class Pointer:
-    """The address of an element of a host array, whatever its strides; elements are counted from there."""
+    """The address of an element of a host array, whatever its strides."""
 
     __slots__ = ("address", "memory", "origin", "size")
 
-    def __init__(self, x: np.ndarray[Any, Any], dtype: np.dtype[Any] | None = None) -> None:
-        dtype = x.dtype if dtype is None else dtype
+    def __init__(self, x: np.ndarray[Any, Any]) -> None:
+        dtype: Any = x.dtype
         low, high = np.lib.array_utils.byte_bounds(x) if x.size else (0, 0)
-        raw = (ctypes.c_uint8 * (high - low)).from_address(low) if x.size else b""
+        raw: Any = (ctypes.c_uint8 * (high - low)).from_address(low) if x.size else b""
         address = int(x.__array_interface__["data"][0])
         whole = (high - low) // dtype.itemsize * dtype.itemsize
         self.memory = np.frombuffer(raw, dtype, whole // dtype.itemsize) if x.size else np.empty(0, dtype)
@@ -43,7 +43,7 @@ class Pointer:
 
     def at(self, i: int, n: int = 1, align: int = 1) -> int:
         """Where in `memory` element i is, of which n are wanted, aligned to so many bytes."""
-        k = self.origin + int(i)
+        k: int = self.origin + int(i)
         if not 0 <= k <= self.size - n:
             raise Fault(f"elements {int(i)} to {int(i) + n - 1} of {self.size} are out of bounds.")
         if (self.address + int(i) * self.memory.itemsize) % align:
@@ -117,7 +117,8 @@ class _Block:
 
 class _Thread:
     __slots__ = (
-        "block", "blocks", "cluster", "clusters", "declared", "index", "run", "slot", "waits", "warp", "warps",
+        "block", "blocks", "cluster", "clusters", "declared", "index", "run", "slot", "waits", "warp",
+        "warps",
     )  # fmt: skip
 
     def __init__(self, index: int, block: _Block, cluster: list[_Block]) -> None:
@@ -129,7 +130,7 @@ class _Thread:
 
 
 class Device:
-    """Runs kernels on host memory. `words` is the vocabulary that kernels are made for: see language.py."""
+    """Runs kernels on host memory. `words` is the vocabulary that kernels are made for, as compile.py's."""
 
     def __init__(self, reverse: bool = False) -> None:
         self.reverse = reverse
@@ -189,7 +190,8 @@ class Device:
         t.declared += 1
         if t.declared not in t.block.shared:
             t.block.shared[t.declared] = _Shared(self, n, dtype)
-        return t.block.shared[t.declared]
+        found: _Shared = t.block.shared[t.declared]
+        return found
 
     def _peer(self, shared: _Shared, i: int, rank: int) -> Any:
         t = self.thread
@@ -226,7 +228,7 @@ class Device:
 
 
 def _released(blocks: list[_Block]) -> list[_Thread]:
-    """Who may go on: whole warps at a shuffle; if there are none, whole blocks, then clusters, at a barrier."""
+    """Who may go on: whole warps at a shuffle; if there is none, whole blocks or a cluster at a barrier."""
     every = [t for block in blocks for t in block.threads]
     found: list[_Thread] = []
     for block in blocks:
@@ -347,5 +349,6 @@ def number(dtype: str) -> np.dtype[Any]:
     if dtype == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(dtype)
+        dtype = ml_dtypes.bfloat16
+    found: np.dtype[Any] = np.dtype(dtype)
+    return found

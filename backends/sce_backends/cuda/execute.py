@@ -1,4 +1,4 @@
-"""A problem's way through the kernels, on a GPU or in the emulator: the same launches with the same arguments."""
+"""A problem's way through the kernels, on a GPU or in the emulator: the same launches and arguments."""
 
 from __future__ import annotations
 
@@ -191,7 +191,13 @@ def _general(problem: Problem, answer: Answer, machine: Machine) -> dict[str, An
 
 
 def _add_up(
-    problem: Problem, values: Array, count: int, pairs: bool, into: Array, total: Array | None, machine: Machine
+    problem: Problem,
+    values: Array,
+    count: int,
+    pairs: bool,
+    into: Array,
+    total: Array | None,
+    machine: Machine,
 ) -> None:
     """into[0] = the sum of `count` values, or pairs; of an empty mean, what the caller wants."""
     *before, last = plan.totals(count, values.dtype.name, pairs, into.dtype.name, total is not None)

@@ -89,7 +89,8 @@ def mismatch(driver: int, toolkit: int, capabilities: list[tuple[int, int]]) -> 
         )
     best = max(capabilities)
     if best < LEAST:
-        return f"compute capability {best[0]}.{best[1]}: the kernels need {LEAST[0]}.{LEAST[1]} (Ampere) or newer."
+        have, need = (f"{major}.{minor}" for major, minor in (best, LEAST))
+        return f"compute capability {have}: the kernels need {need} (Ampere) or newer."
     return None
 
 
@@ -272,8 +273,9 @@ def run_on_host(problem: Problem, answer: Answer) -> None:
     machine = Machine(current(), LEGACY)
     given = {name: x for name in INPUTS if (x := getattr(problem, name)) is not None}
     try:
-        moved = problem._replace(**{name: machine.upload(x) for name, x in given.items()})
-        places = {}
+        there: dict[str, Any] = {name: machine.upload(x) for name, x in given.items()}
+        moved = problem._replace(**there)
+        places: dict[str, Any] = {}
         for name, x in answer._asdict().items():
             if x is not None:
                 raw = machine.memory(x.nbytes, "uint8")

@@ -9,7 +9,7 @@ from typing import Any
 from . import general, rows, scales, survey, totals
 from .plan import Spec
 
-_HOME = {
+_HOME: dict[type, Any] = {
     general.General: general,
     rows.Rows: rows,
     scales.Scales: scales,
@@ -20,13 +20,13 @@ _HOME = {
 
 def make(words: Any, spec: Spec) -> Callable[..., None]:
     """The kernel's function, for a vocabulary."""
-    kernel: Callable[..., None] = _HOME[type(spec)].kernel(words, spec)  # type: ignore[arg-type]
+    kernel: Callable[..., None] = _HOME[type(spec)].kernel(words, spec)
     return kernel
 
 
 def arguments(spec: Spec) -> tuple[tuple[str, str], ...]:
     """Its arguments in order: name and kind. "*float32" points at memory, "int64" is a number."""
-    found: tuple[tuple[str, str], ...] = _HOME[type(spec)].arguments(spec)  # type: ignore[arg-type]
+    found: tuple[tuple[str, str], ...] = _HOME[type(spec)].arguments(spec)
     return found
 
 

@@ -52,7 +52,7 @@ class Shape(NamedTuple):
     lanes: int
     vectors: int
     groups: int
-    count: int  # parts of a row
+    pieces: int  # parts of a row
 
     @property
     def threads(self) -> int:
@@ -60,7 +60,9 @@ class Shape(NamedTuple):
 
 
 WARP = 32
-KEPT = 32  # 4-byte words of logits that a thread keeps, in whole vectors: 80 registers hold them without a spill
+KEPT = (
+    32  # 4-byte words of logits that a thread keeps, in whole vectors: 80 registers hold them without a spill
+)
 KEPT_SINGLE = 16  # one by one: each has an address of its own
 KEPT_WIDE = 64  # at most, with 128 registers
 GROUP_THREADS = 128  # of a block with several groups
@@ -102,7 +104,7 @@ def step_of(x: Array) -> int:
 
 
 def vector(problem: Problem, answer: Answer) -> tuple[int, bool]:
-    """(logits of a vector, is there an edge): 16 bytes where logits and gradient can both be cut into such."""
+    """(logits of a vector, is there an edge): 16 bytes where logits and gradient can be cut into such."""
     x, g, classes = problem.logits, answer.grad, problem.classes
     size = x.itemsize
     full = 16 // size
@@ -174,7 +176,7 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
         ignores=problem.ignore_index is not None,
         blocks=blocks_of(shape, width, size, more),
     )
-    blocks = -(-problem.rows // shape.groups) * shape.count
+    blocks = -(-problem.rows // shape.groups) * shape.pieces
     found = [Launch(spec, blocks, shape.threads, shape.cluster)]
     if shape.parts == "first":
         found.append(found[0]._replace(spec=spec._replace(parts="second")))

@@ -1,10 +1,13 @@
 """Loss and gradient of index targets: each logit is read once, kept in a register, and its gradient written.
 
-A *group* of threads has a row, or a part of it: lanes of a warp, or a block. Lane l of L keeps vectors l, l + L,
-... of 16 bytes, so that the warp's accesses are whole lines; with `edge` what is left before the first and
-after the last aligned vector of a row of any length, one element per lane. Parts of a row are blocks of a
-cluster, which tell each other by distributed shared memory, or blocks of two launches, the second of which
+A *group* of threads has a row, or a part of it: lanes of a warp, or a block. Lane l of L keeps vectors l,
+l + L, ... of 16 bytes, so that the warp's accesses are whole lines; with `edge` what is left before the first
+and after the last aligned vector of a row of any length, one element per lane. Parts of a row are blocks of
+a cluster, which tell each other by distributed shared memory, or blocks of two launches, the second of which
 reads the logits again.
+
+Bytes, per row: one read of the logits and one write of the gradient (two reads where it is split), the label,
+8 or 16 for the loss.
 
 The target's logit never takes part in the sum: its register holds -inf, every thread has it besides. It is
 read before the last meeting ahead of any store, because the gradient may go over the logits. docs/math.md has

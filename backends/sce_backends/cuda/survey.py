@@ -1,4 +1,4 @@
-"""What labels and weights say before any logit is read: is a value illegal, and what do the weights add up to.
+"""What labels and weights say before any logit is read: is a value illegal, what do weights add up to.
 
 A block looks at a chunk. It leaves the first bad label's and weight's position, or -1, and the chunk's sum of
 weights in two words, for totals.py. Bytes: one read of labels and weights.
