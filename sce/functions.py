@@ -54,6 +54,8 @@ def loss_and_grad(
     logits:
         Floating array, any number of dimensions >= 1, any strides: NumPy, or what NumPy can view
         (lists, CPU tensors). float16, bfloat16 (ml_dtypes), float32 or float64; in nats. -inf masks a class.
+        Or an array on a CUDA device (CuPy, PyTorch, JAX, Numba): then all arrays are on that device, none is
+        copied, and the answer is of the same type, on the stream in use.
     target:
         Class indices: integers in [0, C), shaped like the logits without the class axis. Or a distribution
         per row: floating, shaped like the logits, neither normalised nor checked. Nothing broadcasts.
@@ -85,8 +87,10 @@ def loss_and_grad(
         logits). `out=logits` works in place.
     validate:
         False skips the checks that read labels and weights; a label out of range then makes its row NaN.
+        On a device nothing waits for it then.
     backend:
         A registered name, the import path of a backend, or None: `sce.use`, SCE_BACKEND, else the best.
+        "cuda" copies host arrays to the current device and back; None never does.
 
     Returns
     -------

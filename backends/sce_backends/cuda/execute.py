@@ -200,7 +200,9 @@ def _add_up(
     machine: Machine,
 ) -> None:
     """into[0] = the sum of `count` values, or pairs; of an empty mean, what the caller wants."""
-    *before, last = plan.totals(count, values.dtype.name, pairs, into.dtype.name, total is not None)
+    *before, last = plan.totals(
+        count, plan.dtype_name(values.dtype), pairs, plan.dtype_name(into.dtype), total is not None
+    )
     of = {"total": total, "denominator": problem.denominator, "empty": problem.empty}
     for launch in before:
         found = machine.memory(2 * launch.blocks, "float64")

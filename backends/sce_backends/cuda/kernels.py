@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -24,12 +25,14 @@ def make(words: Any, spec: Spec) -> Callable[..., None]:
     return kernel
 
 
+@functools.cache
 def arguments(spec: Spec) -> tuple[tuple[str, str], ...]:
     """Its arguments in order: name and kind. "*float32" points at memory, "int64" is a number."""
     found: tuple[tuple[str, str], ...] = _HOME[type(spec)].arguments(spec)
     return found
 
 
+@functools.cache
 def name(spec: Spec) -> str:
     """What it is called in PTX and in profilers."""
     digest = hashlib.sha256(repr(spec).encode()).hexdigest()[:12]

@@ -11,6 +11,7 @@ The numbers of threads and logits per thread are chosen by what registers hold: 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -153,17 +154,50 @@ def shape_of(rows: int, classes: int, width: int, edge: bool, size: int, device:
     return Shape("first", 1, BLOCK, vectors, 1, -(-slots // (BLOCK * vectors)))
 
 
+class _Facts(NamedTuple):
+    """What the launches of rows.py depend on: no values, and of addresses only how they are aligned."""
+
+    rows: int
+    classes: int
+    logits: str
+    grad: str
+    labels: str
+    loss: str
+    vector: tuple[int, bool]
+    tempered: bool
+    scaled: bool
+    ignores: bool
+
+
 def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
     """The launches of rows.py."""
-    width, edge = vector(problem, answer)
-    size = 8 if problem.dtype == "float64" else 4
-    shape = shape_of(problem.rows, problem.classes, width, edge, size, device)
-    more = device.capability < (9, 0) or problem.temperature != 1.0 or scaled(problem)
-    spec = Rows(
+    facts = _Facts(
+        rows=problem.rows,
+        classes=problem.classes,
         logits=problem.dtype,
-        grad="" if answer.grad is None else answer.grad.dtype.name,
+        grad="" if answer.grad is None else _name(answer.grad),
         labels=_name(problem.labels),
         loss="" if answer.loss is None else "pairs" if problem.reduce else "rows",
+        vector=vector(problem, answer),
+        tempered=problem.temperature != 1.0,
+        scaled=scaled(problem),
+        ignores=problem.ignore_index is not None,
+    )
+    return _rows(facts, device, (BLOCK, WIDE_BLOCK, GROUP_THREADS, _LONG))
+
+
+@functools.lru_cache(maxsize=1024)
+def _rows(facts: _Facts, device: Device, limits: tuple[int, ...]) -> list[Launch]:
+    """`limits` are this module's, which tests change."""
+    width, edge = facts.vector
+    size = 8 if facts.logits == "float64" else 4
+    shape = shape_of(facts.rows, facts.classes, width, edge, size, device)
+    more = device.capability < (9, 0) or facts.tempered or facts.scaled
+    spec = Rows(
+        logits=facts.logits,
+        grad=facts.grad,
+        labels=facts.labels,
+        loss=facts.loss,
         parts=shape.parts,
         cluster=shape.cluster,
         lanes=shape.lanes,
@@ -171,12 +205,12 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
         width=width,
         edge=edge,
         groups=shape.groups,
-        tempered=problem.temperature != 1.0,
-        scaled=scaled(problem),
-        ignores=problem.ignore_index is not None,
+        tempered=facts.tempered,
+        scaled=facts.scaled,
+        ignores=facts.ignores,
         blocks=blocks_of(shape, width, size, more),
     )
-    blocks = -(-problem.rows // shape.groups) * shape.pieces
+    blocks = -(-facts.rows // shape.groups) * shape.pieces
     found = [Launch(spec, blocks, shape.threads, shape.cluster)]
     if shape.parts == "first":
         found.append(found[0]._replace(spec=spec._replace(parts="second")))
@@ -245,7 +279,7 @@ def general(problem: Problem, answer: Answer) -> Launch:
         class_weight=_name(problem.class_weight),
         sample_weight=_name(problem.sample_weight),
         bias=_name(problem.logit_bias),
-        grad=matrix.dtype.name,
+        grad=_name(matrix),
         loss=computed(problem),
         of_sum="float64" if problem.reduce else computed(problem),
         target=problem.target,
@@ -291,7 +325,13 @@ def words(value: float, dtype: str) -> tuple[Any, Any]:
 
 
 def _name(x: Array | None) -> str:
-    return "float64" if x is None else x.dtype.name
+    return "float64" if x is None else dtype_name(x.dtype)
+
+
+@functools.cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """`dtype.name`, which NumPy works out anew each time."""
+    return dtype.name
 
 
 def address(x: Array) -> int:
