@@ -3,7 +3,7 @@
     sce check --backend cuda-emulated
 
 Chosen by name alone. It needs no GPU and no compiler, and takes the ways that an H100 would. Threads cost
-tens of microseconds each: the whole suite takes hours, a matrix of a thousand numbers a tenth of a second.
+tens of microseconds each, so it takes no large problems, and the suite's small ones in half an hour.
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ from sce.backend import Answer, Array, Problem
 on_device: bool = False
 debug: bool = True
 
+LARGEST = 1 << 13  # logits: some seconds
+
 
 def refuses(problem: Problem) -> str | None:
-    return "logits live on a device." if problem.on_device else None
+    if problem.on_device:
+        return "logits live on a device."
+    if problem.rows * problem.classes > LARGEST:
+        return f"too large to emulate: {problem.rows} x {problem.classes} logits, at most {LARGEST}."
+    return None
 
 
 def missing() -> str | None:

@@ -132,17 +132,22 @@ class Machine:
         from cuda.core import Device as CudaDevice
 
         self.gpu: Any = CudaDevice(index)
+        self._before = current()
         self.gpu.set_current()
         self.index, self.stream = index, self.gpu.create_stream(Stream(handle))
-        facts = _facts(self.gpu, index)
-        self.device = facts
+        self.device = _facts(self.gpu, index)
         self._buffers: list[Any] = []
         self._kept: list[Any] = []  # host memory that copies under way read
 
     def close(self) -> None:
+        """Give back what the call allocated, and the thread's current device."""
+        from cuda.core import Device as CudaDevice
+
         for buffer in self._buffers:
             buffer.close(self.stream)
         self._buffers = []
+        if self._before != self.index:
+            CudaDevice(self._before).set_current()
 
     def memory(self, n: int, dtype: str) -> Array:
         size = max(1, n) * np.dtype(dtype).itemsize
@@ -232,9 +237,8 @@ def described() -> list[str]:
     from cuda.core import system
 
     found = []
-    for i in range(system.get_num_devices() if hasattr(system, "get_num_devices") else system.num_devices):
-        gpu = CudaDevice(i)
-        gpu.set_current()
+    for i in range(system.get_num_devices()):
+        gpu: Any = CudaDevice(i)
         facts = _facts(gpu, i)
         found.append(f"{gpu.name}, sm_{facts.capability[0]}{facts.capability[1]}, {facts.processors} SMs")
     return found

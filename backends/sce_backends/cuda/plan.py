@@ -70,6 +70,7 @@ GROUP_THREADS = 128  # of a block with several groups
 BLOCK, WIDE_BLOCK, CLUSTER = 256, 512, 8
 _FEW = 64  # a sum of so many rows
 _SHORT = 1024  # classes up to which the general kernel gives a row one warp
+_MOST = 1 << 30  # classes: what rows.py counts with 32 bits
 _RANGE = 1e30  # of factors that float32 kernels take: their second words must not vanish
 _EDGED = 64  # vectors of a row from which on it has an edge: below, 16 lanes would have too little to do
 _LONG = 1 << 16  # classes from which on a few rows are split over all processors
@@ -81,7 +82,7 @@ def takes_rows(problem: Problem, answer: Answer) -> bool:
         return False
     if problem.softcap is not None or problem.logit_bias is not None:
         return False
-    if problem.label_smoothing or problem.z_loss or problem.classes >= 1 << 31:
+    if problem.label_smoothing or problem.z_loss or problem.classes > _MOST:
         return False
     if not all(runs(x) for x in (problem.logits, answer.grad) if x is not None):
         return False
