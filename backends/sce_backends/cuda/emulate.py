@@ -207,6 +207,7 @@ class Device:
             threadIdx=index,
             blockIdx=block,
             syncthreads=lambda: self._meet("block"),
+            syncwarp=lambda: self._meet("warp"),
             shfl_xor_sync=self._shuffle,
             shared=SimpleNamespace(array=self._array),
             local=SimpleNamespace(array=_poisoned),

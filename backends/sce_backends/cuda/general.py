@@ -236,6 +236,8 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
 
         p_t, p_y = 1.0 / total_e, exp_y / total_e
         rest_of_t, rest_of_y = (rest + exp_y) / total_e, (rest + 1.0) / total_e
+        if lanes <= 32:  # a shuffle orders no memory: the gradient may go over the logits
+            cuda.syncwarp()
         if writes:
             front = mass + q_t + q_y + spare
             k = np.int64(lane)

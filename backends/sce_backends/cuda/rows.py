@@ -382,6 +382,8 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                     write_word(loss, 2 * row + 1, t)
                 else:
                     write_word(loss, row, finish(h, t))
+            if lanes <= WARP:  # a shuffle orders no memory: who reads the target must have done so
+                cuda.syncwarp()
             if wants_grad and active:
                 grad_start = row * grad_step
                 by, by_tail, of_target = zero, zero, zero
