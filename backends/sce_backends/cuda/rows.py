@@ -110,7 +110,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
 
     @d.inline
     def exp_of(x, base, shift_k, floor, over_t, over_t_tail):
-        """exp(z - base - k ln 2) of a logit."""
+        """exp(z - base - k ln 2) of a logit; without a temperature the base is off it already."""
         if tempered:
             z, tail = scaled_by(x, over_t, over_t_tail)
             e = exponential_of_pair(z - base, tail, shift_k, floor)
