@@ -9,13 +9,18 @@ import re
 import subprocess
 from collections import Counter
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pytest
 
-pytest.importorskip("numba.cuda.types", reason="no numba-cuda")
-pathfinder = pytest.importorskip("cuda.pathfinder", reason="no CUDA packages")
-pytest.importorskip("cuda.core", reason="no cuda-core")
+INSTALL = "pip install 'sce[test-cuda]'"
+pathfinder = pytest.importorskip("cuda.pathfinder", reason=f"no CUDA packages: {INSTALL}")
+pytest.importorskip("cuda.core", reason=f"no cuda-core: {INSTALL}", exc_type=ImportError)
+try:
+    version("numba-cuda")  # Numba's own numba.cuda compiles nothing without a driver
+except PackageNotFoundError:
+    pytest.skip(f"no numba-cuda: {INSTALL}", allow_module_level=True)
 
 from sce.backend import Answer, memory_at
 from sce.conformance.case import cast
@@ -34,7 +39,7 @@ FULL = ("argmax", "correct", "entropy", "grad", "hess_diag", "log_prob", "loss",
 def tool(name):
     found = pathfinder.find_nvidia_binary_utility(name)
     if found is None:
-        pytest.skip(f"no {name}: pip install 'sce[test-cuda]'")
+        pytest.skip(f"no {name}: {INSTALL}")
     return found
 
 
