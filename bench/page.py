@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sce.bench import findings
+from sce.bench import aims, findings
 from sce.bench.findings import Document, NotADocument, Row
 from sce.bench.markdown import number, table, text
 from sce.bench.plots import draw
@@ -65,6 +65,7 @@ def page(document: Document, plots: dict[str, str], command: str) -> str:
         *_groups(document, plots),
         *_options(document, plots),
         *_costs(document, plots),
+        *_aims(document),
         *_absent(document),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -218,6 +219,18 @@ def _cost_table(rows: Sequence[Row]) -> str:
             figures = [f"{median} {unit}", quartiles, str(row["runs"])]
         lines.append([row["contestant"], shape, *(str(row[field] or "") for field in told), *figures])
     return table(("", "shape", *told, "median", "quartiles", "runs"), lines)
+
+
+def _aims(document: Document) -> Iterator[str]:
+    """Each aim with its figures; and what is in the way of those that are missed."""
+    found = aims.outcomes(document)
+    yield f"## What `{aims.BACKEND}` aims at"
+    yield "Each bound with the best and the worst figure of this run, and where they were measured."
+    lines = [[outcome.aim.what, outcome.bound, outcome.measured, outcome.verdict] for outcome in found]
+    yield table(("aim", "bound", "measured", ""), lines, words=range(4))
+    if missed := [outcome for outcome in found if outcome.missed]:
+        yield "What is in the way:"
+        yield "\n".join(f"- **{outcome.aim.what}**: {outcome.aim.obstacle}." for outcome in missed)
 
 
 def _absent(document: Document) -> Iterator[str]:

@@ -16,6 +16,7 @@ from .backend import DTYPES, Array, Illegal, LabelError
 from .layout import as_host, dtype_name, native
 
 _INT64 = np.iinfo(np.int64)
+_UNSIGNED = {n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
 OUTPUTS = (
     "loss", "grad", "lse", "log_prob", "argmax", "correct", "entropy", "hess_diag", "z_loss", "denominator",
 )  # fmt: skip
@@ -93,19 +94,28 @@ def _soft_shape(got: tuple[int, ...], shape: tuple[int, ...], rows_shape: tuple[
 
 def labels(y: Array, classes: int, ignore: int | None, validate: bool) -> NDArray[np.int64]:
     """Class indices as int64, every one in [0, C) or `ignore_index`."""
-    # Python integers: an int8 or uint64 array must not wrap around in the comparison.
-    if validate and y.size and not (int(y.min()) >= 0 and int(y.max()) < classes):
+    if validate and y.size and not _all_in_range(y, classes):
         bad = (y < 0) | (y >= classes)
         if ignore is not None:
             bad &= y != ignore
         if bad.any():
             at = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), y.shape))
             raise LabelError(_label_reason(int(y[at]), at, classes))
-    wide = native(y).astype(np.int64, copy=False)
+    wide = native(y)
+    if wide.dtype != np.int64:
+        wide = wide.astype(np.int64)
     if y.dtype.kind == "u" and y.dtype.itemsize == 8 and y.size and int(y.max()) > _INT64.max:
         # Beyond int64: some illegal label that is not the ignored one, instead of wrapping around to it.
         wide = np.where(native(y) > np.uint64(_INT64.max), -2 if ignore == -1 else -1, wide)
     return wide
+
+
+def _all_in_range(y: Array, classes: int) -> bool:
+    # Python integers: an int8 or uint64 array must not wrap around in the comparison.
+    if y.dtype.kind == "i" and y.dtype.isnative and classes <= 1 << (8 * y.itemsize - 1):
+        # Without their sign, negative numbers are larger than any class: one look at each label, not two.
+        return int(np.maximum.reduce(y.view(_UNSIGNED[y.itemsize]), axis=None)) < classes
+    return int(y.min()) >= 0 and int(y.max()) < classes
 
 
 def _label_reason(value: int, at: tuple[int, ...], classes: int) -> str:

@@ -375,12 +375,16 @@ def solve(request: Request, backend: Backend) -> dict[str, Any]:
     if problem.on_device:
         return _solve_on_device(request, cast(Any, backend))
     given: dict[str, Array] = {}  # shaped like the logits
-    answer: dict[str, Array] = {}  # the canonical form of the same memory
+    answer: dict[str, Array] = {}  # the canonical form of the same memory, or where it has none, a copy
+    copies = []
     for name in problem.outputs:
         if name in _MATRICES:
             given[name] = request.out if request.out is not None and name != "hess_diag" else _empty(request)
             view = layout.view(given[name])
-            answer[name] = np.empty(problem.logits.shape, given[name].dtype) if view is None else view
+            if view is None:
+                view = np.empty(problem.logits.shape, given[name].dtype)
+                copies.append(name)
+            answer[name] = view
         elif name in _REDUCED and problem.reduce:
             answer[name] = np.zeros(1)
         else:
@@ -389,6 +393,8 @@ def solve(request: Request, backend: Backend) -> dict[str, Any]:
     with np.errstate(all="ignore"):
         if problem.rows:
             backend.run(problem, Answer(**answer))
+        for name in copies:
+            layout.write(answer[name], given[name])
         return {name: _in_callers_shape(name, x, request, given) for name, x in answer.items()}
 
 
@@ -424,21 +430,18 @@ def _row_dtype(name: str, request: Request) -> np.dtype[Any]:
 
 
 def _in_callers_shape(name: str, x: Array, request: Request, given: dict[str, Array]) -> Any:
-    problem, layout = request.problem, request.layout
+    problem = request.problem
     if name in _MATRICES:
-        if not np.may_share_memory(x, given[name]):
-            layout.write(x, given[name])
         return given[name]
     if name in _REDUCED and problem.reduce:
         value = x[0] if problem.denominator else request.empty
         return checks.loss_dtype(request.like.dtype).type(value)
-    return x.reshape(layout.rows_shape)[()]  # [()] makes a 0-d array a scalar
+    return x.reshape(request.layout.rows_shape)[()]  # [()] makes a 0-d array a scalar
 
 
 def _empty(request: Request) -> Array:
     """A matrix like the logits: their shape, dtype and memory order, in native byte order."""
-    like = request.like
-    return np.empty_like(like, dtype=like.dtype.newbyteorder("="), subok=False)
+    return np.empty_like(request.like, dtype=checks.matrix_dtypes(request.like.dtype)[0], subok=False)
 
 
 @cache

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+import math
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,61 +78,62 @@ class Layout(NamedTuple):
 
     def view(self, x: Array) -> Array | None:
         """`x`, shaped like the logits, as a view of shape (A, B, C), or None where there is none."""
-        moved = _class_last(np.asarray(x), self.axis)
-        if self.split not in _splits(moved):
+        if self.split not in _splits(self.axis, x.shape, x.strides):
             return None
-        return moved.reshape(self._canonical)
+        return _class_last(np.asarray(x), self.axis).reshape(_canonical(*self))
 
     def read(self, x: Array) -> Array:
         """The view, or a copy where there is none."""
         view = self.view(x)
         if view is not None:
             return view
-        return np.ascontiguousarray(_class_last(x, self.axis)).reshape(self._canonical)
+        return np.ascontiguousarray(_class_last(x, self.axis)).reshape(_canonical(*self))
 
     def write(self, rows: Array, x: Array) -> None:
         """Put (A, B, C) rows that are no view of `x` back into `x`."""
         moved = _class_last(np.asarray(x), self.axis)
         moved[...] = rows.reshape(moved.shape)
 
-    @property
-    def _canonical(self) -> tuple[int, int, int]:
-        rows = self.rows_shape
-        before, after = 1, 1
-        for n in rows[: self.split]:
-            before *= n
-        for n in rows[self.split :]:
-            after *= n
-        return before, after, self.shape[self.axis]
-
 
 def layout(axis: int, *arrays: Array) -> Layout:
     """The layout under which as many of the arrays as possible (the first one above all) are views."""
-    shape = arrays[0].shape
+    return _layout(axis, arrays[0].shape, *[x.strides for x in arrays])
+
+
+@lru_cache(maxsize=1024)
+def _layout(axis: int, shape: tuple[int, ...], *strides: tuple[int, ...]) -> Layout:
     found = range(len(shape))
-    for x in arrays:
-        options = _splits(_class_last(x, axis))
+    for steps in strides:
+        options = _splits(axis, shape, steps)
         both = range(max(found.start, options.start), min(found.stop, options.stop))
         found = both or found
     return Layout(shape, axis, found[-1])
+
+
+@lru_cache(maxsize=1024)
+def _canonical(shape: tuple[int, ...], axis: int, split: int) -> tuple[int, int, int]:
+    rows = shape[:axis] + shape[axis + 1 :]
+    return math.prod(rows[:split]), math.prod(rows[split:]), shape[axis]
 
 
 def _class_last(x: Array, axis: int) -> Array:
     return x if axis == x.ndim - 1 else np.moveaxis(x, axis, -1)
 
 
-def _splits(moved: Array) -> range:
-    """The numbers of leading axes that may be merged into A such that the rest merges into B, as views.
+@lru_cache(maxsize=1024)
+def _splits(axis: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> range:
+    """The numbers of leading row axes that may be merged into A such that the rest merges into B, as views.
 
     Neighbouring axes merge when one step of the outer is a full run of the inner.
     """
-    first, last, outer = 0, moved.ndim - 1, -1
-    if moved.size == 0:
+    first, last, outer = 0, len(shape) - 1, -1
+    if 0 in shape:
         return range(first, last + 1)
-    for inner in range(moved.ndim - 1):
-        if moved.shape[inner] == 1:
+    shape, strides = shape[:axis] + shape[axis + 1 :], strides[:axis] + strides[axis + 1 :]
+    for inner in range(last):
+        if shape[inner] == 1:
             continue
-        if outer >= 0 and moved.strides[outer] != moved.strides[inner] * moved.shape[inner]:
+        if outer >= 0 and strides[outer] != strides[inner] * shape[inner]:
             first, last = max(first, outer + 1), min(last, inner)
         outer = inner
     return range(first, last + 1)

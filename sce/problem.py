@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,17 +87,10 @@ def prepare(
     w = checks.vector("class_weight", class_weight, (classes,), "one weight per class", validate, device)
     u = checks.vector("sample_weight", sample_weight, rows_shape, "one weight per row", validate, device)
     b = checks.logit_bias(logit_bias, (classes,), validate, device)
-    options: dict[str, Any] = {
-        "label_smoothing": checks.real("label_smoothing", label_smoothing, low=0.0, high=1.0),
-        "temperature": checks.real("temperature", temperature, above=0.0),
-        "softcap": None if softcap is None else checks.real("softcap", softcap, above=0.0),
-        "z_loss": checks.real("z_loss", z_loss, low=0.0),
-        "grad_scale": checks.real("grad_scale", grad_scale),
-    }
-    checks.spread(options["temperature"], options["softcap"])
-    reduction = checks.one_of("reduction", reduction, ("none", "sum", "mean"))
-    divisor = checks.denominator(denominator, reduction)
-    empty = checks.one_of("empty", empty, ("nan", "zero"))
+    numbers = label_smoothing, temperature, softcap, z_loss, grad_scale, reduction, denominator, empty
+    # Most calls repeat the options of another. Only values that cannot change are looked up.
+    check = _numbers if _LASTING.issuperset(map(type, numbers)) else _numbers.__wrapped__
+    options, reduction, divisor, without = check(*numbers)
     if labels is not None:
         labels = (
             checks.contiguous("target", labels)
@@ -108,13 +102,12 @@ def prepare(
         inputs = {key: as_host(a, key) for key, a in arrays.items() if a is not None and key != "out"}
         checks.overlap(out, inputs, in_place=name)
 
-    u = None if u is None else np.ascontiguousarray(u).reshape(rows)
-    labels = None if labels is None else np.ascontiguousarray(labels).reshape(rows)
+    u, labels = _flat(u), _flat(labels)
     own = device and reduction == "mean" and divisor is None and _weighs(labels, ignore, w, u)
     if reduction == "mean" and divisor is None and not own:
         divisor = checks.total_weight(_total_weight(rows, labels, ignore, w, u), validate)
     fresh = memory_at(64, x.shape, x.dtype) if device else None  # what new matrices look like there
-    where = layout(axis, *(np.asarray(a) for a in (x, soft, out, fresh) if a is not None))
+    where = layout(axis, *[a for a in (x, soft, out, fresh) if a is not None])
     if device and any(a is not None and where.view(a) is None for a in (x, soft, out, fresh)):
         raise BackendError(
             "the row axes of logits, target and out lie in memory in different orders, or with gaps, and on a"
@@ -138,7 +131,7 @@ def prepare(
         ignore_index=ignore,
         denominator=1.0 if divisor is None else divisor,
         own_denominator=own,
-        empty=math.nan if empty == "nan" else 0.0,
+        empty=without,
         **options,
     )
     if place is not None:
@@ -149,9 +142,9 @@ def prepare(
 
 def _place(arrays: dict[str, Any]) -> Place | None:
     """Where a call's arrays are: all on one device, or None, all on the host."""
-    placed = [key for key, a in arrays.items() if on_device(a)]
-    if not placed:
+    if not any(map(on_device, arrays.values())):
         return None
+    placed = [key for key, a in arrays.items() if on_device(a)]
     where = f"{', '.join(placed)}: on a CUDA device"
     if hosted := [key for key, a in arrays.items() if a is not None and key not in placed]:
         raise BackendError(f"{where}; {', '.join(hosted)}: on the host. Move them to one place first.")
@@ -167,7 +160,35 @@ def _weighs(labels: Array | None, ignore: int | None, w: Array | None, u: Array 
     return u is not None or (labels is not None and (w is not None or ignore is not None))
 
 
-@np.errstate(all="ignore")
+_LASTING = frozenset({float, int, str, type(None), np.float64, np.float32})
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _numbers(
+    label_smoothing: Any,
+    temperature: Any,
+    softcap: Any,
+    z_loss: Any,
+    grad_scale: Any,
+    reduction: Any,
+    denominator: Any,
+    empty: Any,
+) -> tuple[dict[str, Any], str, float | None, float]:
+    """The options that depend on no array, checked: Problem's, reduction, denominator, loss of no rows."""
+    options: dict[str, Any] = {
+        "label_smoothing": checks.real("label_smoothing", label_smoothing, low=0.0, high=1.0),
+        "temperature": checks.real("temperature", temperature, above=0.0),
+        "softcap": None if softcap is None else checks.real("softcap", softcap, above=0.0),
+        "z_loss": checks.real("z_loss", z_loss, low=0.0),
+        "grad_scale": checks.real("grad_scale", grad_scale) + 0.0,  # -0.0 is looked up as 0.0, and so it is
+    }
+    checks.spread(options["temperature"], options["softcap"])
+    reduction = checks.one_of("reduction", reduction, ("none", "sum", "mean"))
+    divisor = checks.denominator(denominator, reduction)
+    empty = checks.one_of("empty", empty, ("nan", "zero"))
+    return options, reduction, divisor, math.nan if empty == "nan" else 0.0
+
+
 def _total_weight(
     rows: int, labels: Array | None, ignore: int | None, w: Array | None, u: Array | None
 ) -> float:
@@ -180,6 +201,13 @@ def _total_weight(
         w = ignore = None
     if w is None and u is None and ignore is None:
         return float(rows)
+    with np.errstate(all="ignore"):
+        return _sum_of_weights(rows, labels, ignore, w, u)
+
+
+def _sum_of_weights(
+    rows: int, labels: Array | None, ignore: int | None, w: Array | None, u: Array | None
+) -> float:
     sums = []
     try:
         for start in range(0, rows, _BLOCK):
@@ -196,10 +224,17 @@ def _total_weight(
         return math.nan
 
 
+def _flat(x: Array | None) -> Array | None:
+    """One value per row: contiguous, in one dimension."""
+    if x is None or (x.ndim == 1 and x.flags.c_contiguous):
+        return x
+    return np.ascontiguousarray(x).reshape(-1)
+
+
 def _frozen(x: Any) -> Any:
     """A view that a backend cannot write through: inputs are the caller's."""
     if x is None:
         return None
     view = x.view()
-    view.flags.writeable = False
+    view.setflags(write=False)
     return view

@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from sce.bench import findings, plots
+from sce.bench import aims, findings, plots
 from sce.bench.markdown import number, table, text
 from sce.bench.plots import style
 
@@ -141,6 +141,59 @@ def test_an_options_cost_is_told_in_copies():
         each["share_of_copy"] = each["share_of_copy"] and 2 * each["share_of_copy"]
     assert findings.option_costs(document(task(ours=2e-3), slow)) == {"soft cap": {10: pytest.approx(0.25)}}
     assert findings.option_costs(document(slow)) == {}  # nothing to compare with
+
+
+AIMED = document(
+    task(10, ours=3e-3), task(16), task(1000, ours=1.2e-3), task(128, ours=1.6e-3),
+    task(150, layout="channels"),
+    task(1000, op="loss", ours=0.5e-3), task(1000, dtype="float64", ours=1.4e-3),
+    task(1000, dtype="bfloat16", ours=0.9e-3), task(1000, option="z-loss", ours=1.26e-3),
+    task(1000, option="distribution", ours=1.8e-3), task(1000, option="soft cap", ours=2.4e-3),
+    costs=(
+        cost("call", "cpu", n=1, c=10, median_s=30e-6), cost("memory", "cpu", c=32000, bytes=8_000_000),
+        cost("first_answer", "cpu", cache="warm", median_s=1.1),
+        cost("first_answer", "cpu", cache="empty", median_s=7.0),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("beginning", "best", "worst", "verdict"),
+    [
+        ("loss and gradient, float32, from", 1.2, 1.6, "met in 1 of 2"),
+        ("the same in place", None, None, "not measured"),
+        ("loss alone", 1.25, 1.25, "met"),
+        ("few classes", 2.0, 3.0, "met"),
+        ("ahead of the strongest peer, reused", 4 / 1.2, 4 / 3, "missed"),
+        ("the same, 16 to 64 classes", 2.0, 2.0, "missed"),
+        ("ahead of the strongest peer, fresh", 4 / 1.8, 4 / 4.5, "missed"),
+        ("float16 and bfloat16", 0.75, 0.75, "missed"),
+        ("float64", 1.4, 1.4, "missed"),
+        ("an option", 0.0, 0.05, "met"),
+        ("a soft cap", 1.0, 1.0, "missed"),
+        ("class axis 1", 2.0, 2.0, "met"),
+        ("one warm call", 30e-6, 30e-6, "missed"),
+        ("from nothing", 1.1, 1.1, "met"),
+        ("the same, empty", 7.0, 7.0, "missed"),
+        ("memory", 2e6, 2e6, "missed"),
+    ],
+)
+def test_an_aims_figures_and_verdict(beginning, best, worst, verdict):
+    found = next(o for o in aims.outcomes(AIMED) if o.aim.what.startswith(beginning))
+    values = [figure.value for figure in found.figures]
+    assert values[:1] == ([] if best is None else pytest.approx([best], rel=2e-3, abs=2e-3))
+    assert values[-1:] == ([] if worst is None else pytest.approx([worst], rel=2e-3, abs=2e-3))
+    assert found.verdict == verdict
+
+
+def test_the_page_tells_every_aim_and_what_is_in_the_way(tmp_path, write):
+    assert run(page, write(AIMED), tmp_path / "page.md").exit_code == 0
+    told = (tmp_path / "page.md").read_text()
+    for outcome in aims.outcomes(AIMED):
+        assert f"| {outcome.aim.what} | {outcome.bound} | {outcome.measured} | {outcome.verdict} |" in told
+        assert (f"- **{outcome.aim.what}**: {outcome.aim.obstacle}." in told) == bool(outcome.missed)
+    assert "| at most +40 % | +100 % (soft cap, C = 1000) | missed |" in told
+    assert "| at most 15 us | 30 us (1 x 10) | missed |" in told
 
 
 def test_absences_are_gathered_by_reason():

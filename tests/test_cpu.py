@@ -72,22 +72,48 @@ def test_exp_at_the_edges(dtype):
 # mpmath 1.4 wants the order that 1.3 does not have, and PyTorch's sympy keeps to 1.3.
 @pytest.mark.filterwarnings("ignore:Descending:DeprecationWarning")
 def test_the_polynomials_are_chebyshev_fits():
-    """The coefficients in the source are what mpmath finds for (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2."""
+    """The coefficients in the source are what mpmath finds.
+
+    p is that of (exp(r) - 1 - r) / r^2, q of (exp(r) - 1) / r, on |r| <= ln(2) / 2; in p(z) of (log((1 + s) /
+    (1 - s)) - 2 s) / s^3 with z = s^2, for s up to (sqrt(2) - 1) / (sqrt(2) + 1).
+    """
     source = Path(vector_math.__file__).read_text(encoding="utf-8")
     number = r"(?:F32\()?([\d.e+-]+)\)?"
     scalar = re.findall(rf"p = {number}\n((?: +p = p \* r \+ .*\n)+)", source)
-    vectors = re.findall(rf"p = fused\(r, {number}, (.*)\)\n((?: +p = fused\(p, r, .*\)\n)+)", source)
-    found = [[first, *re.findall(rf"\+ {number}", rest)] for first, rest in scalar]
-    found += [[a, *re.findall(number, b), *re.findall(rf", r, {number}", rest)] for a, b, rest in vectors]
-    assert [len(written) for written in found] == [6, 11, 6, 11]
+    found = [("p", "r", [first, *re.findall(rf"\+ {number}", rest)]) for first, rest in scalar]
+    vectors = rf"([pq]) = fused\(([rz]), {number}, {number}\)\n((?: +\1 = fused\(\1, \2, .*\)\n)+)"
+    for name, of, a, b, rest in re.findall(vectors, source):
+        found.append((name, of, [a, b, *re.findall(rf", [rz], {number}", rest)]))
+    known = [
+        ("p", "r", 6),
+        ("p", "r", 11),
+        ("q", "r", 6),
+        ("q", "r", 11),
+        ("p", "z", 7),
+        ("p", "r", 7),
+        ("p", "z", 4),
+    ]
+    assert [(name, of, len(written)) for name, of, written in found] == known
     with mpmath.workdps(50):
         half = mpmath.log(2) / 2 * mpmath.mpf("1.0002")
+        root = mpmath.sqrt(2)
+        most = ((root - 1) / (root + 1)) ** 2
 
         def tail(r):
             return (mpmath.expm1(r) - r) / r**2 if abs(r) > 1e-12 else mpmath.mpf(1) / 2 + r / 6
 
-        for written, dtype in zip(found, (np.float32, np.float64) * 2, strict=True):
-            fitted = mpmath.chebyfit(tail, [-half, half], len(written))
+        def whole(r):
+            return mpmath.expm1(r) / r if abs(r) > 1e-12 else 1 + r / 2
+
+        def atanh(z):
+            s = mpmath.sqrt(z)
+            return 2 * (mpmath.atanh(s) - s) / s**3 if z > 1e-20 else mpmath.mpf(2) / 3 + 2 * z / 5
+
+        functions = {"pr": (tail, -half, half), "qr": (whole, -half, half), "pz": (atanh, 0, most)}
+        for k, (name, of, written) in enumerate(found):
+            dtype = np.float32 if k in (0, 2) else np.float64
+            function, low, high = functions[name + of]
+            fitted = mpmath.chebyfit(function, [low, high], len(written))
             assert [dtype(v) for v in written] == [dtype(float(c)) for c in fitted]
 
 

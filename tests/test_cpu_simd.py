@@ -177,34 +177,47 @@ def test_half_types(of, kept):
 
 
 @compiled
-def transposed(of, one, into, source, apart, n, to, to_apart, m):
-    simd.transpose(of, one, into, source, apart, n, to, to_apart, m)
+def columns_of(part, of, one, rows, apart, n, columns, step):
+    if part == 1:
+        simd.to_columns(of, one, rows, apart, n, columns, step)
+    elif part == 2:
+        simd.half_to_columns(of, one, rows, apart, n, columns, step)
+    else:
+        simd.quarter_to_columns(of, one, rows, apart, n, columns, step)
 
 
-@pytest.mark.parametrize(
-    ("of", "kept", "into", "out_kept", "dtype"),
-    [
-        (*STORED[0][:2], *STORED[0][:2], np.float32),
-        (*STORED[1][:2], *STORED[1][:2], np.float64),
-        (*STORED[2][:2], *STORED[0][:2], np.float32),
-        (*STORED[0][:2], *STORED[2][:2], np.float32),
-        (*STORED[3][:2], *STORED[0][:2], np.float32),
-        (*STORED[0][:2], *STORED[3][:2], np.float32),
-    ],
-)
-def test_transpose(of, kept, into, out_kept, dtype):
-    kept, out_kept, count = kept_as(kept), kept_as(out_kept), lanes(dtype)
-    for apart, to_apart in ((count, count), (count + 3, count + 1)):
-        for n in {1, 5, count - 1, count}:
-            for m in {1, 3, count - 1, count}:
-                x = rng.standard_normal((count, apart)).astype(kept)
-                out = np.full((count, to_apart), 7, out_kept)
-                steps = apart * kept.itemsize, n, at(out), to_apart * out_kept.itemsize, m
-                transposed(of, dtype(0), into, at(x), *steps)
-                want = np.full_like(out, 7)
-                want[:, :m] = 0
-                want[:n, :m] = x[:m, :n].T.astype(dtype).astype(out_kept)
-                same(out, want)
+@compiled
+def rows_of(part, one, into, columns, step, n, rows, apart):
+    if part == 1:
+        simd.to_rows(one, into, columns, step, n, rows, apart)
+    elif part == 2:
+        simd.half_to_rows(one, into, columns, step, n, rows, apart)
+    else:
+        simd.quarter_to_rows(one, into, columns, step, n, rows, apart)
+
+
+@pytest.mark.parametrize("part", [1, 2, 4])
+@stored
+def test_rows_become_columns_and_columns_rows(of, kept, dtype, part):
+    kept, one, count = kept_as(kept), dtype(0), lanes(dtype)
+    most = count // part
+    for apart in (count, count + 3):
+        for n in {1, most // 2, most - 1, most} - {0}:
+            x = rng.standard_normal((count, apart)).astype(kept)
+            columns = np.full((most + 1, count + 1), 7, dtype)
+            columns_of(
+                part, of, one, at(x), apart * kept.itemsize, n, at(columns), (count + 1) * one.itemsize
+            )
+            same(columns[:n, :count], x[:, :n].T.astype(dtype))
+            assert (columns[most:] == 7).all()
+            assert (columns[:, count] == 7).all()
+            rows = np.full((count, apart), 7, kept)
+            columns[:] = rng.standard_normal(columns.shape)
+            rows_of(
+                part, one, of, at(columns), (count + 1) * one.itemsize, n, at(rows), apart * kept.itemsize
+            )
+            same(rows[:, :n], columns[:n, :count].T.astype(kept))
+            assert (rows[:, n:] == 7).all()
 
 
 # Operators and functions of lanes.
@@ -459,15 +472,26 @@ def test_exponential_at_the_edges(dtype):
 
 
 @compiled
-def log1p_all(x, out, vectors):
+def log1p_all(x, out, vectors, short):
     for i in range(0, vectors * LINE, LINE):
-        store(0.0, out + i, vector_math.log1p(load(0.0, x + i, 0.0)))
+        v = load(0.0, x + i, 0.0)
+        store(0.0, out + i, vector_math.short_log1p(v) if short else vector_math.log1p(v))
 
 
-def log1p(x):
+@compiled
+def short_exp_all(x, out, vectors):
+    for i in range(0, vectors * LINE, LINE):
+        store(0.0, out + i, vector_math.short_exponential(load(0.0, x + i, 0.0)))
+
+
+def log1p(x, short=False):
     out = np.empty_like(x)
-    log1p_all(at(x), at(out), x.size // 8)
+    log1p_all(at(x), at(out), x.size // 8, short)
     return out
+
+
+def relatively(got, want):
+    return max(abs(mpmath.mpf(g) / w - 1) for g, w in zip(got.tolist(), want, strict=True) if w)
 
 
 def test_log1p_is_within_its_bound():
@@ -476,11 +500,29 @@ def test_log1p_is_within_its_bound():
         [*x, np.nextafter(np.sqrt(2) - 1, [0, 1]), [np.sqrt(2) - 1, 1e300, 1e-320, 3.0, 0.4, 0.5]]
     )
     with mpmath.workdps(40):
-        assert in_ulp(log1p(x), [mpmath.log1p(mpmath.mpf(v)) for v in x.tolist()]) <= 1.5
+        want = [mpmath.log1p(mpmath.mpf(v)) for v in x.tolist()]
+        assert in_ulp(log1p(x), want) <= 1.5
+        normal = x > 1e-300
+        assert (
+            relatively(log1p(x, True)[normal], [w for w, n in zip(want, normal, strict=True) if n])
+            <= 2.0**-35
+        )
 
 
-def test_log1p_elsewhere():
+@pytest.mark.parametrize(("short", "rtol"), [(False, 1e-15), (True, 2.0**-35)])
+def test_log1p_elsewhere(short, rtol):
     x = np.concatenate([rng.uniform(-0.5, 0, 1000), [0.0, -0.5, np.nan] * 8])
-    got = log1p(x)
-    np.testing.assert_allclose(got, np.log1p(x), rtol=1e-15)
+    got = log1p(x, short)
+    np.testing.assert_allclose(got, np.log1p(x), rtol=rtol)
     assert (got[x == 0] == 0).all()
+
+
+def test_the_short_exponential_is_within_its_bound():
+    x = np.concatenate([rng.uniform(-708, 708, 4000), rng.uniform(-1, 1, 2000), [0.0, -708.0] * 4])
+    edges = np.array([-np.inf, np.nan, -709.0, -1e300, 0.0, -0.0, -708.1, -745.0])
+    out, beyond = np.empty_like(x), np.empty_like(edges)
+    short_exp_all(at(x), at(out), x.size // 8)
+    short_exp_all(at(edges), at(beyond), 1)
+    with mpmath.workdps(40):
+        assert relatively(out, [mpmath.exp(mpmath.mpf(v)) for v in x.tolist()]) <= 2.0**-37
+    same(beyond, np.array([0, np.nan, 0, 0, 1, 1, 0, 0.0]))

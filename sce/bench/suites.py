@@ -11,8 +11,11 @@ from .task import ITEMSIZE, OPTIONS, Task
 CLASSES = {
     2: "binary decisions",
     3: "iris; sentiment",
+    5: "stars of a review",
     10: "digits, CIFAR-10",
-    32: "a lane of a vector unit or two",
+    16: "a cache line of float32",
+    32: "two of them",
+    64: "the most that the CPU backend turns into columns",
     100: "CIFAR-100; odd for vectors",
     128: "the smallest width at which memory, not the row's own cost, is the limit",
     1000: "ImageNet",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sce.bench import cold, findings, suites
+from sce.bench import aims, cold, findings, suites
 from sce.bench.clock import Rounds
 from sce.bench.cold import Cost
 from sce.bench.contest import Result, contest
@@ -80,6 +80,12 @@ def show(found: Document, out: Console) -> None:
         out.print(lines)
     out.print()
     out.print(_costs(found["costs"]))
+    if met := [outcome for outcome in aims.outcomes(found) if outcome.figures]:
+        lines = table(f"What {aims.BACKEND} aims at", "", "measured", "")
+        for outcome in met:
+            lines.add_row(outcome.aim.what, outcome.bound, outcome.measured, outcome.verdict)
+        out.print()
+        out.print(lines)
     print_notes(_notes(found), out)
 
 

@@ -33,16 +33,21 @@ from .simd import (
     F32,
     LINE,
     anywhere,
+    half_to_columns,
+    half_to_rows,
     halves,
     joined,
     load,
     load_first,
+    quarter_to_columns,
+    quarter_to_rows,
     rounded,
     select,
     splat,
     store,
     store_first,
-    transpose,
+    to_columns,
+    to_rows,
 )
 from .tiles import (
     AT_Y,
@@ -70,7 +75,7 @@ from .tiles import (
     weighted,
 )
 from .transforms import affine as affine_of
-from .transforms import reciprocal, soft_cap
+from .transforms import reciprocal, scaled, soft_cap
 from .vector_math import LN2_HIGH, LN2_LOW, LOG2E, difference_error, shifts_by
 
 # Addresses. x, lo: columns of p.tile numbers of the compute dtype, one a class; slope: the same in float64;
@@ -102,7 +107,12 @@ def load_columns(p: Any, of: Any, one: Any, i: Any, rows: Any, s: Any) -> None:
             j = min(first, rows - lanes)  # the last ones twice, rather than row by row
             for k in range(0, n, lanes):
                 source, to = address + j * step + k * stride, s.x + k * column + j * size
-                transpose(of, one, one, source, step, n - k, to, column, lanes)
+                if n - k > lanes // 2:
+                    to_columns(of, one, source, step, n - k, to, column)
+                elif n - k > lanes // 4:
+                    half_to_columns(of, one, source, step, n - k, to, column)
+                else:
+                    quarter_to_columns(of, one, source, step, n - k, to, column)
     else:
         for k in range(n):
             for j in range(rows):
@@ -129,8 +139,13 @@ def store_columns(p: Any, one: Any, into: Any, i: Any, rows: Any, s: Any) -> Non
         for first in range(0, rows, lanes):
             j = min(first, rows - lanes)
             for k in range(0, n, lanes):
-                source = s.x + k * column + j * size
-                transpose(one, one, into, source, column, lanes, to + j * step + k * stride, step, n - k)
+                source, row = s.x + k * column + j * size, to + j * step + k * stride
+                if n - k > lanes // 2:
+                    to_rows(one, into, source, column, n - k, row, step)
+                elif n - k > lanes // 4:
+                    half_to_rows(one, into, source, column, n - k, row, step)
+                else:
+                    quarter_to_rows(one, into, source, column, n - k, row, step)
         if p.past_caches:
             copy_bytes(address, s.lines, rows * step, True)
     else:
@@ -159,8 +174,15 @@ def transform(p: Any, one: Any, rows: Any, capped: Any, s: Any) -> None:
     by, by_lo = reciprocal(p.temperature, one)
     column = p.tile * size_of(one)
     for k in range(p.classes):
-        bias, bias_lo = get(one, p.bias + k * size_of(one)), get(one, p.bias_lo + k * size_of(one))
-        if capped is None:
+        bias, bias_lo = type(one)(0), type(one)(0)
+        if p.bias != 0:
+            bias, bias_lo = get(one, p.bias + k * size_of(one)), get(one, p.bias_lo + k * size_of(one))
+        if capped is None and p.bias == 0:
+            for at in range(k * column, k * column + rows * size_of(one), LINE):
+                z, lo = scaled(load(one, s.x + at, one), splat(by), splat(by_lo))
+                store(one, s.x + at, z)
+                store(one, s.lo + at, lo)
+        elif capped is None:
             for at in range(k * column, k * column + rows * size_of(one), LINE):
                 z, lo = affine_of(
                     load(one, s.x + at, one), splat(by), splat(by_lo), splat(bias), splat(bias_lo)
@@ -408,7 +430,7 @@ def work(
             if affine is not None:
                 transform(p, one, rows, capped, s)
             statistics(p, of, one, i, rows, smooth, affine, s)
-            settle(s.table, rows, p)
+            settle(s.table, one, rows, p)
             sums = take_losses(p, one, i, rows, s.table, sums)
             if grad is not None:
                 gradient(p, one, rows, smooth, capped, s)

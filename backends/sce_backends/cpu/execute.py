@@ -4,16 +4,16 @@ cannot have its memory fails before anything is written.
 
 from __future__ import annotations
 
-import functools
 import threading
 from typing import Any
 
 import numpy as np
 
-from sce.backend import DTYPES, Answer, Array, Problem
+from sce.backend import Answer, Array, Problem
 
 from . import launch, threads
-from .parameters import SECOND, pack
+from .memory import address
+from .parameters import PLACES, pack
 from .plan import Plan, places, plan
 from .simd import LINE
 
@@ -22,30 +22,6 @@ _local = threading.local()
 
 
 def execute(problem: Problem, answer: Answer) -> None:
-    found = plan(problem, answer)
-    kernel = launch.kernel(found.way, found.dtype, found.memory, found.switches)
-    workers = threads.workers(found.chunks)
-    partial = np.zeros((found.chunks, 2))
-    at, size = places(found, workers)
-    scratch = _scratch(size)
-    base = _address(scratch)
-    vectors = _vectors(problem, answer, found)  # kept alive: the kernel sees addresses only
-    vectors["partial"] = partial
-    values = {
-        **{name: base + place for name, place in at.items()},
-        **{name: _address(x) for name, x in vectors.items() if x is not None},
-        "ignores": problem.ignore_index is not None,
-        "ignored": problem.ignore_index or 0,
-        "denominator": problem.denominator,
-        "unit": 1.0 / problem.denominator if problem.denominator else 0.0,
-        "grad_scale": problem.grad_scale,
-        "of_q": problem.grad_scale / (problem.temperature if problem.softcap is None else 1.0),
-        "temperature": problem.temperature,
-        "softcap": problem.softcap or 0.0,
-        "z_loss": problem.z_loss,
-        "label_smoothing": problem.label_smoothing,
-        "spare": 1.0 if problem.target == "none" else 0.0,
-    }
     matrices = {
         "logits": problem.logits,
         "distribution": problem.distribution,
@@ -53,19 +29,36 @@ def execute(problem: Problem, answer: Answer) -> None:
         "hess_diag": answer.hess_diag,
         "log_softmax": answer.log_softmax,
     }
-    parameters = pack(
-        found.started, values, {name: _matrix(x) for name, x in matrices.items() if x is not None}
-    )
-    launch.launch(kernel.address, _address(parameters), found.chunks, workers)
-    if found.way == "pieces":
-        parameters[SECOND] = 1
-        launch.launch(kernel.address, _address(parameters), found.chunks, workers)
-    if scratch.size <= _KEPT:  # new memory costs more than a small problem
-        _local.scratch = scratch
+    at = {name: address(x) for name, x in matrices.items() if x is not None}
+    found = plan(problem, answer, at.get("grad") == at["logits"])
+    kernel = launch.kernel(found.way, found.dtype, found.memory, found.switches)
+    workers = threads.workers(found.chunks)
+    inside, size = places(found, workers)
+    scratch = _scratch(size)
+    base = address(scratch)
+    vectors = _vectors(problem, answer, found)  # kept alive: the kernel sees addresses only
+    numbers = found.numbers.copy()
+    for place, offset in inside:
+        numbers[place] = base + offset
+    at |= {name: address(x) for name, x in vectors.items() if x is not None}
+    for name, begin in at.items():
+        numbers[PLACES[name]] = begin
+    if problem.denominator:
+        numbers[PLACES["denominator"]], numbers[PLACES["unit"]] = (
+            problem.denominator,
+            1.0 / problem.denominator,
+        )
+    for again in range(2 if found.way == "pieces" else 1):
+        numbers[PLACES["second"]] = again
+        pack(numbers, scratch)
+        launch.launch(kernel.address, base, found.chunks, workers)
     if problem.reduce:
-        for into, value in zip((answer.loss, answer.z_loss), launch.sum_up(partial), strict=True):
+        sums = launch.sum_up(int(numbers[PLACES["partial"]]), found.chunks)
+        for into, value in zip((answer.loss, answer.z_loss), sums, strict=True):
             if into is not None:
                 into[0] = value
+    if scratch.size <= _KEPT:  # new memory costs more than a small problem
+        _local.scratch = scratch
 
 
 def _scratch(size: int) -> Array:
@@ -77,14 +70,15 @@ def _scratch(size: int) -> Array:
     if kept is not None and kept.size >= size:
         return kept
     memory = np.empty(size + 64, np.uint8)
-    return memory[-_address(memory) % 64 :]
+    return memory[-address(memory) % 64 :]
 
 
 def _vectors(problem: Problem, answer: Answer, found: Plan) -> dict[str, Array | None]:
     """The contiguous arrays that parameters.py names, as they come with the problem."""
     of = np.dtype(found.dtype)
     bias, bias_lo = _in_parts(problem.logit_bias, of)
-    if found.way != "rows" and found.switches[1]:  # kernels that take whole vectors, and a bias for granted
+    capped = problem.softcap is not None  # which takes a bias for granted
+    if found.way != "rows" and (capped or bias is not None):  # kernels that take whole vectors
         zeros = np.zeros(problem.classes + LINE // of.itemsize, of)
         bias, bias_lo = (_padded(x, zeros) for x in (bias, bias_lo))
     mass, other_mass = _shared_mass(problem)
@@ -135,21 +129,6 @@ def _padded(x: Array | None, zeros: Array) -> Array:
     padded = zeros.copy()
     padded[: x.size] = x
     return padded
-
-
-def _matrix(x: Array) -> tuple[int, ...]:
-    """memory.MATRIX."""
-    return (_number(x.dtype), _address(x), *x.strides)
-
-
-@functools.cache
-def _number(dtype: np.dtype[Any]) -> int:
-    """memory.py's number of a dtype."""
-    return DTYPES.index(dtype.name)
-
-
-def _address(x: Array) -> int:
-    return int(x.__array_interface__["data"][0])
 
 
 def _contiguous(x: Array | None) -> Array | None:

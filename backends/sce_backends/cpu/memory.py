@@ -7,6 +7,7 @@ lacks, are read and written as integers of their width: int16 stands for float16
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numba as nb
@@ -26,6 +27,17 @@ WITNESSES = {
 
 MATRIX = np.dtype([(name, np.int64) for name in ("dtype", "address", "of_a", "of_b", "of_c")])
 """A matrix of rows: one of the four numbers above, its address, and its strides in bytes. Address 0: none."""
+
+
+_DATA = object.__basicsize__
+
+
+def address(x: np.ndarray[Any, Any]) -> int:
+    """Where an array's elements begin. `x.ctypes.data` says so, too, and takes a microsecond.
+
+    It is the first field after the object's head: NumPy's C interface promises the place.
+    """
+    return ctypes.c_void_p.from_address(id(x) + _DATA).value or 0
 
 
 @intrinsic

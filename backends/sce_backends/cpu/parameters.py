@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+
+from sce.backend import Array
 
 from .memory import MATRIX
 
@@ -22,6 +23,7 @@ _INTEGERS = (
     "in_place",  # the gradient lies where the logits do
     "pieces", "second",  # of a row; is this the second pass over them?
     "run", "row_step", "grad_step",  # rows of which each is as far from the next, and how far, in bytes
+    "sharp",  # wanted is the logarithm of a sum that may be near 1: its largest term has to be exactly that
     "ignores", "ignored",  # is there an ignore_index, and which
 )  # fmt: skip
 _FLOATS = (
@@ -35,42 +37,38 @@ _VECTORS = (  # addresses of contiguous arrays; 0 where there is none
     "bias", "bias_lo",  # of the logits, (C,) each: high and low part in the compute dtype
     "loss", "z_loss_rows", "lse", "log_prob", "entropy", "argmax", "correct",
     "shared_mass", "other_mass",  # label smoothing's mass per class, and that of all other classes, float64
-    "partial",  # (chunks, 2): the sums of loss and of its z-loss part
 )  # fmt: skip
-SCRATCH = (  # the same of memory to work in: plan.py says how large each worker's part is
+SCRATCH = (  # the same of memory to work in: plan.py says how large each part is
+    "partial",  # (chunks, 2): the sums of loss and of its z-loss part
     "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "lines", "found",
 )  # fmt: skip
-_MATRICES = ("logits", "distribution", "grad", "hess_diag", "log_softmax")
+MATRICES = ("logits", "distribution", "grad", "hess_diag", "log_softmax")
 
 PARAMETERS = np.dtype(
     [(name, np.int64) for name in _INTEGERS]
     + [(name, np.float64) for name in _FLOATS]
     + [(name, np.int64) for name in _VECTORS + SCRATCH]
-    + [(name, MATRIX) for name in _MATRICES]
+    + [(name, MATRIX) for name in MATRICES]
 )
 _NAMES = _INTEGERS + _FLOATS + _VECTORS + SCRATCH
-_PACKED = struct.Struct(f"={len(_INTEGERS)}q{len(_FLOATS)}d{len(_VECTORS + SCRATCH)}q{5 * len(_MATRICES)}q")
-_PLACES = {name: k for k, name in enumerate(_NAMES)}
-_PLACES |= {name: len(_NAMES) + 5 * k for k, name in enumerate(_MATRICES)}
-SECOND = _PLACES["second"]
+_PACKED = struct.Struct(f"={len(_INTEGERS)}q{len(_FLOATS)}d{len(_VECTORS + SCRATCH)}q{5 * len(MATRICES)}q")
+PLACES = {name: k for k, name in enumerate(_NAMES)}
+"""Of each number among the record's; of a matrix, its address: its dtype comes before, its strides after."""
+PLACES |= {name: len(_NAMES) + 5 * k + 1 for k, name in enumerate(MATRICES)}
+SIZE = _PACKED.size
 
 
-def start(facts: Mapping[str, int]) -> list[float]:
-    """The record's numbers, of which some are known; the others are 0."""
-    numbers: list[float] = [0] * (len(_NAMES) + 5 * len(_MATRICES))
-    for name, value in facts.items():
-        numbers[_PLACES[name]] = value
+def start(values: Mapping[str, float], matrices: Mapping[str, tuple[int, tuple[int, ...]]]) -> list[float]:
+    """The record's numbers, of which some are known; the others, as matrices' addresses, are 0."""
+    numbers: list[float] = [0] * (len(_NAMES) + 5 * len(MATRICES))
+    for name, value in values.items():
+        numbers[PLACES[name]] = value
+    for name, (dtype, strides) in matrices.items():
+        place = PLACES[name]
+        numbers[place - 1 : place + 4] = dtype, 0, *strides
     return numbers
 
 
-def pack(
-    started: list[float], values: Mapping[str, Any], matrices: Mapping[str, tuple[int, ...]]
-) -> np.ndarray[Any, Any]:
-    """The record, as integers. Setting its fields one by one would take longer than a small problem."""
-    numbers = started.copy()
-    for name, value in values.items():
-        numbers[_PLACES[name]] = value
-    for name, matrix in matrices.items():
-        place = _PLACES[name]
-        numbers[place : place + 5] = matrix
-    return np.frombuffer(bytearray(_PACKED.pack(*numbers)), np.int64)
+def pack(numbers: list[float], memory: Array) -> None:
+    """Write the record at the beginning of some bytes, at once: field by field would be slow."""
+    _PACKED.pack_into(memory.data, 0, *numbers)

@@ -141,15 +141,17 @@ def work(
                 first_pass(p, of, one, found + part * FOUND, plain, smooth, affine, capped, s)
         else:
             high, low = put_together(p, one, found, s.table, smooth)
-            settle(s.table, np.int64(1), p)
+            settle(s.table, one, np.int64(1), p)
             if part == 0:
                 loss, z_loss = get(1.0, s.table + LOSS), get(1.0, s.table + Z_LOSS)
-                put(1.0, p.partial + chunk * 16, loss)
-                put(1.0, p.partial + chunk * 16 + 8, z_loss)
                 if p.loss:
                     put(one, p.loss + i * size_of(one), loss)
                 if p.z_loss_rows:
                     put(one, p.z_loss_rows + i * size_of(one), z_loss)
+            else:  # a row's loss counts once
+                loss, z_loss = 0.0, 0.0
+            put(1.0, p.partial + chunk * 16, loss)
+            put(1.0, p.partial + chunk * 16 + 8, z_loss)
             if grad is not None:
                 out = row_at(p.grad, i // p.inner, i % p.inner) + begin * size_of(into)
                 if scale == 0.0:

@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sce.backend import Answer, Array, Problem
+from sce.backend import DTYPES, Answer, Array, Problem
 
 from . import kernel, pieces, rows, tiles
-from .parameters import start
+from .parameters import PLACES, SIZE, start
 from .simd import LINE
 
 Way = Literal["rows", "tiles", "columns", "pieces"]
@@ -32,7 +32,8 @@ _MOST_COLUMNS = 2048  # where they lie that way anyway
 # Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it: a
 # row takes half a millisecond, and waking a thread up to a fifth of one.
 _MANY, _FEW_ROWS = 1 << 20, 4
-_WIDE_CAP = 1e6
+_WIDE_CAP = 1024.0  # from which on z needs more than transforms.py gives
+_SMALL_Z = 0.125
 _PAST_CACHES = 1 << 24  # bytes of a gradient that the caches cannot hold
 
 
@@ -42,14 +43,15 @@ class Plan(NamedTuple):
     memory: tuple[str, str]  # dtypes of logits and gradient
     switches: tuple[bool | None, ...]  # of the kernel: True, or None for what is compiled away
     chunks: int
+    width: int  # the length of a row of scratch
+    numbers: list[float]  # the parameters, as far as they are known: all but addresses and the denominator
     scratch: dict[str, int]  # bytes of each worker's part of parameters.SCRATCH
     shared: dict[str, int]  # bytes of what all workers have together of it
-    width: int  # the length of a row of scratch
-    started: list[float]  # the parameters, as far as they are known
+    places: dict[int, tuple[list[tuple[int, int]], int]]  # what `places` has found: see there
 
 
 class _Shape(NamedTuple):
-    """What a plan depends on: not on values, and not on where arrays lie."""
+    """What a plan depends on: not on what arrays hold, and not on where they lie."""
 
     rows: int
     classes: int
@@ -57,18 +59,35 @@ class _Shape(NamedTuple):
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
     grad: tuple[tuple[int, ...], np.dtype[Any], bool] | None  # strides, dtype; whole lines can be written
+    others: tuple[tuple[np.dtype[Any], tuple[int, ...]] | None, ...]  # the other matrices
     in_place: bool
     target: str
     outputs: frozenset[str]
-    smooth: bool
-    transformed: bool
-    capped: bool
-    wide_cap: bool  # so wide that its tanh needs more care than transforms.py takes
     class_weight: bool
+    bias: bool
+    ignored: int | None
+    label_smoothing: float
+    temperature: float
+    softcap: float | None
+    z_loss: float
+    grad_scale: float
     limits: tuple[int, ...]  # this module's
 
+    @property
+    def smooth(self) -> bool:
+        return self.target == "index" and self.label_smoothing != 0.0
 
-def plan(problem: Problem, answer: Answer) -> Plan:
+    @property
+    def transformed(self) -> bool:
+        return self.capped or self.bias or self.temperature != 1.0
+
+    @property
+    def capped(self) -> bool:
+        return self.softcap is not None
+
+
+def plan(problem: Problem, answer: Answer, in_place: bool = False) -> Plan:
+    """`in_place`: the gradient lies where the logits do."""
     logits, grad = problem.logits, answer.grad
     flat = grad is not None and grad.flags.c_contiguous and grad.flags.aligned
     return _plan(
@@ -79,17 +98,25 @@ def plan(problem: Problem, answer: Answer) -> Plan:
             logits.strides,
             logits.dtype,
             None if grad is None else (grad.strides, grad.dtype, flat),
-            grad is not None and _address(grad) == _address(logits),
+            (_seen(problem.distribution), _seen(answer.hess_diag), _seen(answer.log_softmax)),
+            in_place,
             problem.target,
             problem.outputs,
-            problem.target == "index" and problem.label_smoothing != 0.0,
-            problem.softcap is not None or problem.logit_bias is not None or problem.temperature != 1.0,
-            problem.softcap is not None,
-            problem.softcap is not None and problem.softcap > _WIDE_CAP,
             problem.class_weight is not None,
+            problem.logit_bias is not None,
+            problem.ignore_index,
+            problem.label_smoothing,
+            problem.temperature,
+            problem.softcap,
+            problem.z_loss,
+            problem.grad_scale,
             (_PAST_CACHES, _MANY),
         )
     )
+
+
+def _seen(x: Array | None) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
+    return None if x is None else (x.dtype, x.strides)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -135,15 +162,37 @@ def _plan(shape: _Shape) -> Plan:
         "row_step": row_step,
         "grad_step": grad_step,
         "past_caches": past_caches,
+        # The z-loss is lse**2. As a small part of a loss it may have an lse that is off by 2^-24.
+        "sharp": shape.z_loss > _SMALL_Z or (shape.z_loss != 0.0 and "z_loss" in shape.outputs),
     }
+    values = {
+        "ignores": shape.ignored is not None,
+        "ignored": shape.ignored or 0,
+        "grad_scale": shape.grad_scale,
+        "of_q": shape.grad_scale / (1.0 if shape.capped else shape.temperature),
+        "temperature": shape.temperature,
+        "softcap": shape.softcap or 0.0,
+        "z_loss": shape.z_loss,
+        "label_smoothing": shape.label_smoothing,
+        "spare": 1.0 if shape.target == "none" else 0.0,
+    }
+    soft, hess, log_p = shape.others
+    seen = {
+        "logits": (shape.dtype, shape.strides),
+        "distribution": soft,
+        "grad": grad and (grad[1], grad[0]),
+        "hess_diag": hess,
+        "log_softmax": log_p,
+    }
+    matrices = {name: (DTYPES.index(x[0].name), x[1]) for name, x in seen.items() if x}
     scratch = _scratch(way, size, facts, shape.transformed, shape.capped)
     memory = shape.dtype.name, (shape.dtype if grad is None else grad[1]).name
     if way == "rows":  # it looks at them when it runs: one kernel for all
         memory = dtype, dtype
     chunks = shape.rows * parts if parts > 1 else -(-shape.rows // chunk)
-    shared = _shared(way, size, facts, shape.capped)
+    shared = _shared(way, size, facts, shape.capped) | {"partial": 16 * chunks}
     on = tuple(switch or None for switch in switches)
-    return Plan(way, dtype, memory, on, chunks, scratch, shared, width, start(facts))
+    return Plan(way, dtype, memory, on, chunks, width, start(facts | values, matrices), scratch, shared, {})
 
 
 def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
@@ -151,7 +200,7 @@ def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
         return "rows"
     if shape.target == "none" and "loss" in shape.outputs:
         return "rows"  # the loss is lse itself, which may lie near 0
-    if shape.wide_cap and dtype == "float32":
+    if shape.softcap is not None and shape.softcap > _WIDE_CAP and dtype == "float32":
         return "rows"
     if shape.smooth and (dtype == "float64" or shape.class_weight):
         return "rows"  # nearly all mass may be at the maximum: its term, too, has to stay apart
@@ -185,6 +234,8 @@ def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capp
         found["lows"] = facts["tile_bytes"]
     if capped:
         found["slopes"] = facts["tile"] * facts["width"] * 8
+    if way == "tiles":  # the tile at work, and the one before, whose gradient goes out
+        found = {name: 2 * size for name, size in found.items()}
     if way == "pieces":
         for name in ("exponentials", "slopes"):
             found.pop(name, None)  # shared
@@ -214,20 +265,19 @@ def _whole_lines(size: int) -> int:
     return -(-size // 64) * 64
 
 
-def _address(x: Array) -> int:
-    return int(x.__array_interface__["data"][0])
-
-
 _SPARE = 2 * LINE  # after each part: what is read in whole vectors may begin anywhere
 
 
-def places(plan: Plan, workers: int) -> tuple[dict[str, int], int]:
-    """Where in the scratch each part of it begins, all workers' one after the other; and its bytes."""
-    found, end = {}, 0
-    for name, size in plan.scratch.items():
-        found[name] = end
-        end += _whole_lines(size * workers) + _SPARE
-    for name, size in plan.shared.items():
-        found[name] = end
-        end += _whole_lines(size) + _SPARE
-    return found, end
+def places(plan: Plan, workers: int) -> tuple[list[tuple[int, int]], int]:
+    """Which of the parameters are addresses in the scratch, and how far from its beginning; and its bytes.
+
+    The parameters themselves come first, then each part of it, all workers' one after the other.
+    """
+    if workers not in plan.places:
+        found, end = [], _whole_lines(SIZE)
+        sizes = {name: size * workers for name, size in plan.scratch.items()}
+        for name, size in (sizes | plan.shared).items():
+            found.append((PLACES[name], end))
+            end += _whole_lines(size) + _SPARE
+        plan.places[workers] = found, end
+    return plan.places[workers]

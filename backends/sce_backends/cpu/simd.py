@@ -283,15 +283,15 @@ def _memory_type(of: Any, lanes: int) -> Any:
 
 def _widen(builder: Any, of: Any, value: Any, one: Any) -> Any:
     count = value.type.count
-    if of == F32 and one == F64:
-        return builder.fpext(value, ir.VectorType(ir.DoubleType(), count))
     if of == nb.int16:
         halves = builder.bitcast(value, ir.VectorType(ir.HalfType(), count))
-        return builder.fpext(halves, ir.VectorType(ir.FloatType(), count))
-    if of == nb.uint16:
+        value = builder.fpext(halves, ir.VectorType(ir.FloatType(), count))
+    elif of == nb.uint16:
         words = ir.VectorType(_WORD, count)
         moved = builder.shl(builder.zext(value, words), _constant(words, [16] * count))
-        return builder.bitcast(moved, ir.VectorType(ir.FloatType(), count))
+        value = builder.bitcast(moved, ir.VectorType(ir.FloatType(), count))
+    if one == F64 and value.type.element == ir.FloatType():
+        value = builder.fpext(value, ir.VectorType(ir.DoubleType(), count))
     return value
 
 
@@ -414,46 +414,90 @@ def stream(typingctx: Any, of: Any, address: Any, x: Any) -> Any:
     return nb.void(of, nb.int64, x), codegen
 
 
-@intrinsic
-def transpose(
-    typingctx: Any,
-    of: Any,
-    one: Any,
-    into: Any,
-    source: Any,
-    apart: Any,
-    n: Any,
-    to: Any,
-    to_apart: Any,
-    m: Any,
-) -> Any:
-    """As many vectors as one has lanes, `apart` bytes apart, become the lanes of those at `to`.
+def _turned(builder: Any, vectors: list[Any]) -> None:
+    """Square blocks of as many lanes as there are vectors, side by side, are transposed each."""
+    lanes, step = vectors[0].type.count, 1
+    while step < len(vectors):  # in each 2 step x 2 step, the corners beside the diagonal change places
+        low = [j if not j & step else lanes + j - step for j in range(lanes)]
+        high = [j + step if not j & step else lanes + j for j in range(lanes)]
+        low, high = (_constant(ir.VectorType(_WORD, lanes), x) for x in (low, high))
+        for k in range(len(vectors)):
+            if not k & step:
+                a, b = vectors[k], vectors[k + step]
+                vectors[k] = builder.shuffle_vector(a, b, low)
+                vectors[k + step] = builder.shuffle_vector(a, b, high)
+        step *= 2
 
-    Of each of them n lanes are read, and m lanes written.
-    """
-    lanes = Vector(one).lanes
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, _, source, apart, n, to, to_apart, m = args
-        mask, vectors = _before(builder, n, lanes), []
-        for _ in range(lanes):
-            vectors.append(_widen(builder, of, _masked_load(builder, of, source, mask), one))
-            source = builder.add(source, apart)
-        step = 1
-        while step < lanes:  # of each block of 2 step x 2 step, the corners beside the diagonal change places
-            low = [j if not j & step else lanes + j - step for j in range(lanes)]
-            high = [j + step if not j & step else lanes + j for j in range(lanes)]
-            low, high = (_constant(ir.VectorType(_WORD, lanes), x) for x in (low, high))
+def _side_by_side(builder: Any, parts: list[Any]) -> Any:
+    while len(parts) > 1:
+        size = 2 * parts[0].type.count
+        every = _constant(ir.VectorType(_WORD, size), range(size))
+        parts = [builder.shuffle_vector(*parts[k : k + 2], every) for k in range(0, len(parts), 2)]
+    return parts[0]
+
+
+# Rows are as many as a vector has lanes, `apart` bytes apart, and of each of them n numbers count; columns
+# are whole vectors, and as many as the name says: those after the n-th hold whatever. For few columns, rows
+# that are a quarter or half of a vector are put side by side first.
+
+
+def _to_columns(part: int) -> Any:
+    @intrinsic
+    def to_columns(
+        typingctx: Any, of: Any, one: Any, rows: Any, apart: Any, n: Any, columns: Any, step: Any
+    ) -> Any:
+        lanes = Vector(one).lanes
+        count = lanes // part
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _, _, row, apart, n, column, step = args
+            mask, found = _before(builder, n, count), []
+            for _ in range(lanes):
+                found.append(_widen(builder, of, _masked_load(builder, of, row, mask), one))
+                row = builder.add(row, apart)
+            vectors = [_side_by_side(builder, found[k::count]) for k in range(count)]
+            _turned(builder, vectors)
+            for vector in vectors:
+                place = builder.inttoptr(column, vector.type.as_pointer())
+                builder.store(vector, place, align=one.bitwidth // 8)
+                column = builder.add(column, step)
+            return context.get_dummy_value()
+
+        return nb.void(of, one, *[nb.int64] * 5), codegen
+
+    return to_columns
+
+
+def _to_rows(part: int) -> Any:
+    @intrinsic
+    def to_rows(
+        typingctx: Any, one: Any, into: Any, columns: Any, step: Any, n: Any, rows: Any, apart: Any
+    ) -> Any:
+        lanes = Vector(one).lanes
+        count = lanes // part
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _, _, column, step, n, row, apart = args
+            vectors = []
+            for _ in range(count):
+                place = builder.inttoptr(column, _ir(Vector(one)).as_pointer())
+                vectors.append(builder.load(place, align=one.bitwidth // 8))
+                column = builder.add(column, step)
+            _turned(builder, vectors)
+            mask = _before(builder, n, count)
             for k in range(lanes):
-                if not k & step:
-                    a, b = vectors[k], vectors[k + step]
-                    vectors[k] = builder.shuffle_vector(a, b, low)
-                    vectors[k + step] = builder.shuffle_vector(a, b, high)
-            step *= 2
-        mask = _before(builder, m, lanes)
-        for vector in vectors:
-            _masked_store(builder, into, to, vector, mask)
-            to = builder.add(to, to_apart)
-        return context.get_dummy_value()
+                first = k // count * count
+                part = _constant(ir.VectorType(_WORD, count), range(first, first + count))
+                vector = vectors[k % count]
+                _masked_store(builder, into, row, builder.shuffle_vector(vector, vector, part), mask)
+                row = builder.add(row, apart)
+            return context.get_dummy_value()
 
-    return nb.void(of, one, into, *[nb.int64] * 6), codegen
+        return nb.void(one, into, *[nb.int64] * 5), codegen
+
+    return to_rows
+
+
+to_columns, half_to_columns, quarter_to_columns = (_to_columns(part) for part in (1, 2, 4))
+to_rows, half_to_rows, quarter_to_rows = (_to_rows(part) for part in (1, 2, 4))

@@ -5,7 +5,7 @@ Three passes over a tile, of which only the first reads memory and only the last
 1. `statistics`: row by row, e_k = exp(z_k - pivot) into scratch, and their sum without the target's;
 2. `settle`: what becomes of these statistics, for all rows of the tile at once: it takes logarithms and
    divides, and vectors make that cheap where rows are short;
-3. `write_tile`: row by row, the gradient is e_k times a coefficient, and goes out.
+3. `write_row`: row by row, the gradient is e_k times a coefficient, and goes out, during 1. of the next tile.
 
 The target's term never enters the sum, so that 1 - p_y is a sum of the others and no difference. The pivot
 needs not be the row's maximum, only near enough that nothing overflows: so one pass finds it and uses it. It
@@ -57,7 +57,7 @@ from .simd import (
     stream,
 )
 from .transforms import affine as affine_of
-from .transforms import reciprocal, soft_cap
+from .transforms import reciprocal, scaled, soft_cap
 from .vector_math import (
     FAR,
     LN2_HIGH,
@@ -69,10 +69,12 @@ from .vector_math import (
     finish,
     log1p,
     shifted_by,
+    short_exponential,
+    short_log1p,
 )  # fmt: skip
 
 BLOCK = 512  # classes taken at once
-AHEAD = 16384  # bytes that are fetched ahead of them
+AHEAD = 32768  # bytes that are fetched ahead of them
 TILE = 128  # rows of a tile, at most
 SLACK = 32.0  # how far a row may rise above its pivot
 
@@ -132,7 +134,14 @@ def _transform(
     ) -> None:
         lanes, size = LINE // size_of(one), size_of(one)
         by, by_lo = reciprocal(p.temperature, one)
-        for i in range(-(-n // lanes)):
+        for i in range(-(-n // lanes) if p.bias == 0 else 0):
+            at = x + i * lanes * size_of(of)
+            prefetch(at + AHEAD)
+            found = load_first(of, at, one, n - i * lanes, type(one)(0))
+            high, low = scaled(found, splat(by), splat(by_lo))
+            store(one, z + i * LINE, high)
+            store(one, lo + i * LINE, low)
+        for i in range(-(-n // lanes) if p.bias != 0 else 0):
             at = x + i * lanes * size_of(of)
             prefetch(at + AHEAD)
             bias = load(one, p.bias + start * size + i * LINE, one)
@@ -282,30 +291,28 @@ def sum_of(one: Any, e: Any, n: Any) -> Any:
 
 
 @jit()
-def sum_gaps(of: Any, one: Any, z: Any, lo: Any, n: Any, pivot: Any, at: Any) -> Any:
-    """sum over k != at of pivot - z_k - lo_k."""
-    lanes = LINE // size_of(one)
-    a, b, step = splat(0.0), splat(0.0), lanes * size_of(of)
-    nothing = type(one)(0)
+def sum_without(of: Any, one: Any, z: Any, lo: Any, n: Any, at: Any) -> Any:
+    """sum over k != at of z_k + lo_k, in float64."""
+    lanes, size, zero = LINE // 8, LINE // 8 * size_of(of), 0.0
+    total, low = splat(0.0), splat(0.0)
     for i in range(-(-n // lanes)):
-        x = load_first(of, z + i * step, one, n - i * lanes, pivot)
-        gap = pivot - x
+        here = at // lanes == i
+        if here or n < (i + 1) * lanes:
+            x = load_first(of, z + i * size, zero, n - i * lanes, zero)
+            total = total + select(only(zero, at - i * lanes), splat(0.0), x)
+        else:
+            total = total + load(of, z + i * size, zero)
         if lo is not None:
-            low = load_first(one, lo + i * LINE, one, n - i * lanes, nothing)
-            gap = gap - select(low - low == nothing, low, nothing)  # an infinite z has none
-        gap = select(only(one, at - i * lanes), nothing, gap)
-        c, d = halves(gap)
-        a = a + c
-        b = b + d
-    return simd.total(a + b)
+            more = load_first(one, lo + i * lanes * size_of(one), zero, n - i * lanes, zero)
+            more = select(only(zero, at - i * lanes), splat(0.0), more)
+            low = low + select(more - more == 0.0, more, splat(0.0))  # an infinite z has none
+    return simd.total(total) + simd.total(low)
 
 
 @jit()
 def far_from(p: Any) -> Any:
-    """From where on k ln 2 is no pivot: where it would not be exact; and everywhere where z_loss asks for the
-    logarithm of a sum, which may be near 1: its largest term has to be exactly that.
-    """
-    return 0.0 if p.z_loss != 0.0 else FAR
+    """From where on k ln 2 is no pivot: where it would not be exact; and everywhere for `sharp`."""
+    return 0.0 if p.sharp else FAR
 
 
 @jit()
@@ -342,14 +349,14 @@ def long_row(
     """The statistics of the tile's j-th row and its exponentials, with 0 at its class.
 
     The pivot comes from the first block, and from the whole row if that rises more than SLACK above it, or
-    always in float64, where even the slack would cost accuracy, under z_loss (`far_from`), and in pieces.
+    always in float64, where even the slack would cost accuracy, for `sharp`, and in pieces.
     """
     cell = s.table + j * 8
     kind, y = witness(of, one, plain), np.int64(get(1.0, cell + TARGET))
     e, row = s.tile + j * p.width * size_of(one), get(np.int64(0), cell + ROW)
     top, known, k, base, far = type(one)(0), False, 0.0, type(one)(0), False
     small = abs(get(1.0, cell + SCALE) * p.of_q) < 1e-15  # with SLACK on top the coefficient might underflow
-    if size_of(one) == 8 or p.z_loss != 0.0 or p.pieces > 1 or small:
+    if size_of(one) == 8 or p.sharp or p.pieces > 1 or small:
         top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
         k, base, far = set_pivot(p, top)
     rest, error, dot, dot_error, ahead = 0.0, 0.0, 0.0, 0.0, address_in(np.int64(AHEAD), 0, plain)
@@ -386,17 +393,15 @@ def long_row(
 @jit()
 def gaps_of(p: Any, of: Any, one: Any, z: Any, lo: Any, n: Any, k: Any, base: Any, at: Any) -> Any:
     """What smoothing's mass at n classes adds to the loss, relative to the pivot."""
-    pivot = np.float64(base) + k * LN2_HIGH + k * LN2_LOW
-    near = type(one)(pivot)
-    counted = n - 1 if at >= 0 else n
-    found = sum_gaps(of, one, z, lo, n, near, at) + counted * (pivot - np.float64(near))
-    return get(1.0, p.shared_mass) * found
+    pivot, counted = np.float64(base) + k * LN2_HIGH + k * LN2_LOW, n - 1 if at >= 0 else n
+    return get(1.0, p.shared_mass) * (counted * pivot - sum_without(of, one, z, lo, n, at))
 
 
 @jit()
 def short_rows(
-    p: Any, of: Any, one: Any, rows: Any, plain: Any, smooth: Any, affine: Any, capped: Any, s: Any
-) -> None:
+    p: Any, of: Any, one: Any, into: Any, rows: Any, plain: Any, smooth: Any, affine: Any, capped: Any,
+    grad: Any, s: Any, before: Any, held: Any,
+) -> None:  # fmt: skip
     """One thing for all rows after the other: what one row waits for is done long before it is asked for."""
     n, kind, zero = p.classes, witness(of, one, plain), type(one)(0)
     for j in range(rows):
@@ -420,6 +425,8 @@ def short_rows(
             put_exp(kind, one, z, lo, n, k, None, e, ahead)
         if y >= 0:
             put(one, e + y * size_of(one), zero)
+        if grad is not None and j < held:
+            write_row(p, one, into, j, held, smooth, capped, before)
     for j in range(rows):
         put(1.0, s.table + j * 8 + REST, sum_of(one, s.tile + j * p.width * size_of(one), n))
 
@@ -463,9 +470,14 @@ def targets(p: Any, i: Any, rows: Any, smooth: Any, table: Any) -> None:
 
 @jit()
 def statistics(
-    p: Any, of: Any, one: Any, i: Any, rows: Any, plain: Any, smooth: Any, affine: Any, capped: Any, s: Any
-) -> None:
-    """The inputs of `settle` for rows i .. i + rows, and their exponentials."""
+    p: Any, of: Any, one: Any, into: Any, i: Any, rows: Any, plain: Any, smooth: Any, affine: Any,
+    capped: Any, grad: Any, s: Any, before: Any, held: Any,
+) -> None:  # fmt: skip
+    """The inputs of `settle` for rows i .. i + rows, and their exponentials.
+
+    Row by row the gradient of the tile before, which has `held` rows, goes out: memory takes it while the
+    processor is computing. All of it at once would have to wait for memory.
+    """
     a, b = i // p.inner, i % p.inner
     for j in range(rows):
         put(np.int64(0), s.table + j * 8 + ROW, row_at(p.logits, a, b))
@@ -475,15 +487,51 @@ def statistics(
             a, b = a + 1, np.int64(0)
     targets(p, i, rows, smooth, s.table)
     if p.classes <= BLOCK:
-        short_rows(p, of, one, rows, plain, smooth, affine, capped, s)
+        short_rows(p, of, one, into, rows, plain, smooth, affine, capped, grad, s, before, held)
     else:
         for j in range(rows):
             if get(1.0, s.table + j * 8 + SCALE) != 0.0:
                 long_row(p, of, one, j, plain, smooth, affine, capped, s)
+            if grad is not None and j < held:
+                write_row(p, one, into, j, held, smooth, capped, before)
+    if grad is not None:
+        for j in range(rows, held):
+            write_row(p, one, into, j, held, smooth, capped, before)
+
+
+def exp_for(one: Any, z: Any, lo: Any) -> Any:
+    """exp(z + lo) of float64, as accurate as the compute dtype asks for."""
+
+
+@overload(exp_for, jit_options={"forceinline": True})
+def _exp_for(one: Any, z: Any, lo: Any) -> Any:
+    def for32(one: Any, z: Any, lo: Any) -> Any:
+        return short_exponential(z + lo)
+
+    def for64(one: Any, z: Any, lo: Any) -> Any:
+        shift, floor = shifted_by(0.0, 1.0)
+        return exponential(z, lo, splat(shift), splat(floor))
+
+    return for32 if one == F32 else for64
+
+
+def log1p_for(one: Any, x: Any) -> Any:
+    """log(1 + x) of float64, as accurate as the compute dtype asks for."""
+
+
+@overload(log1p_for, jit_options={"forceinline": True})
+def _log1p_for(one: Any, x: Any) -> Any:
+    def for32(one: Any, x: Any) -> Any:
+        return short_log1p(x)
+
+    def for64(one: Any, x: Any) -> Any:
+        return log1p(x)
+
+    return for32 if one == F32 else for64
 
 
 @jit()
-def settle(v: Any, rows: Any, p: Any) -> None:
+def settle(v: Any, one: Any, rows: Any, p: Any) -> None:
     """From the statistics of a tile's rows their losses and the gradient's coefficients.
 
     With E = exp(z_y - pivot), R = rest, S = R + E and M = mass without the target's:
@@ -494,7 +542,6 @@ def settle(v: Any, rows: Any, p: Any) -> None:
     """
     by, lam = p.of_q, p.z_loss
     all_of_it = lam != 0.0 or p.label_smoothing != 0.0 or p.spare != 0.0  # is log S asked for at all?
-    shift, floor = shifted_by(0.0, 1.0)
     for at in range(v, v + rows * 8, LINE):
         s, mass_y, mass = (
             load(1.0, at + SCALE, 1.0),
@@ -504,12 +551,12 @@ def settle(v: Any, rows: Any, p: Any) -> None:
         gap, gap_lo = load(1.0, at + GAP, 1.0), load(1.0, at + GAP_LO, 1.0)
         others, dot = load(1.0, at + REST, 1.0), load(1.0, at + DOT, 1.0)
         pivot, pivot_lo = load(1.0, at + PIVOT, 1.0), load(1.0, at + PIVOT_LO, 1.0)
-        e_y = exponential(gap, gap_lo, splat(shift), splat(floor))
+        e_y = exp_for(one, gap, gap_lo)
         total = others + e_y
         ratio = others / e_y
-        to_y, log_total = log1p(ratio), splat(0.0)
+        to_y, log_total = log1p_for(one, ratio), splat(0.0)
         if all_of_it or anywhere(ratio > 1e250):
-            log_total = log1p(others + (e_y - 1.0))
+            log_total = log1p_for(one, others + (e_y - 1.0))
             to_y = select(ratio > 1e250, log_total - (gap + gap_lo), to_y)
         lse = pivot + (pivot_lo + log_total)
         # z_loss = 0 times an infinite lse is 0, and so is no mass times an infinite loss.
@@ -546,12 +593,18 @@ def take_losses(p: Any, one: Any, i: Any, rows: Any, table: Any, sums: Any) -> A
     total, error = add(total, error, sum_up(losses, rows, wide))
     if p.z_loss != 0.0:
         z_total, z_error = add(z_total, z_error, sum_up(z_losses, rows, wide))
-    for j in range(rows):
-        if p.loss:
-            put(one, p.loss + (i + j) * size_of(one), get(1.0, losses + j * 8))
-        if p.z_loss_rows:
-            put(one, p.z_loss_rows + (i + j) * size_of(one), get(1.0, z_losses + j * 8))
+    if p.loss:
+        put_losses(one, losses, rows, p.loss + i * size_of(one))
+    if p.z_loss_rows:
+        put_losses(one, z_losses, rows, p.z_loss_rows + i * size_of(one))
     return total, error, z_total, z_error
+
+
+@jit()
+def put_losses(one: Any, losses: Any, rows: Any, to: Any) -> None:
+    lanes = LINE // 8
+    for j in range(0, rows, lanes):
+        store_first(one, to + j * size_of(one), load(1.0, losses + j * 8, 1.0), rows - j)
 
 
 @jit()
@@ -693,19 +746,18 @@ def stream_row(
 
 
 @jit()
-def write_tile(p: Any, one: Any, into: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
-    """The gradient of a tile's rows."""
+def write_row(p: Any, one: Any, into: Any, j: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
+    """The gradient of the j-th of a tile's rows."""
     n = p.classes
-    for j in range(rows):
-        if get(1.0, s.table + j * 8 + SCALE) == 0.0:  # times 0, which NaN would survive
-            elements.fill(view(one, s.tile + j * p.width * size_of(one), n), None, type(one)(0))
-            if capped is not None:
-                elements.fill(view(1.0, s.slope + j * p.width * 8, n), None, 0.0)
-        out, weights = get(np.int64(0), s.table + j * 8 + OUT), weights_of(p, one, j, smooth, s)
-        if p.past_caches:
-            stream_row(p, one, into, j, rows - 1, out, weights, capped, s)
-        else:
-            emit(p, one, into, j, np.int64(0), n, out, weights, capped, s, None)
+    if get(1.0, s.table + j * 8 + SCALE) == 0.0:  # times 0, which NaN would survive
+        elements.fill(view(one, s.tile + j * p.width * size_of(one), n), None, type(one)(0))
+        if capped is not None:
+            elements.fill(view(1.0, s.slope + j * p.width * 8, n), None, 0.0)
+    out, weights = get(np.int64(0), s.table + j * 8 + OUT), weights_of(p, one, j, smooth, s)
+    if p.past_caches:
+        stream_row(p, one, into, j, rows - 1, out, weights, capped, s)
+    else:
+        emit(p, one, into, j, np.int64(0), n, out, weights, capped, s, None)
 
 
 @jit()
@@ -733,17 +785,20 @@ def work(
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
-    s = scratch_of(p, one, worker, np.int64(0), p.classes)
+    s = scratch_of(p, one, 2 * worker, np.int64(0), p.classes)
+    before, nothing = scratch_of(p, one, 2 * worker + 1, np.int64(0), p.classes), np.int64(0)
     for chunk in range(first, last):
-        sums = (0.0, 0.0, 0.0, 0.0)
+        sums, held = (0.0, 0.0, 0.0, 0.0), nothing
         stop = min(p.rows, (chunk + 1) * p.chunk)
         for i in range(chunk * p.chunk, stop, p.tile):
             rows = min(p.tile, stop - i)
-            statistics(p, of, one, i, rows, plain, smooth, affine, capped, s)
-            settle(s.table, rows, p)
+            statistics(p, of, one, into, i, rows, plain, smooth, affine, capped, grad, s, before, held)
+            settle(s.table, one, rows, p)
             sums = take_losses(p, one, i, rows, s.table, sums)
-            if grad is not None:
-                write_tile(p, one, into, rows, smooth, capped, s)
+            s, before, held = before, s, rows
+        if grad is not None:
+            for j in range(held):
+                write_row(p, one, into, j, held, smooth, capped, before)
         put_sums(p, chunk, sums)
     if p.past_caches:
         fence()

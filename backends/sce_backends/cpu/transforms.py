@@ -13,7 +13,7 @@ from numba.extending import overload
 from .cache import inline
 from .memory import size_of
 from .simd import LINE, fused, halves, joined, select, splat, store
-from .vector_math import difference_error, exponential, fma, shifted_by
+from .vector_math import difference_error, fma, short_exponential
 
 
 @inline()
@@ -23,6 +23,13 @@ def reciprocal(temperature: Any, one: Any) -> Any:
     if size_of(one) == 8:
         return by, type(one)(fma(-by, temperature, 1.0) / temperature)
     return by, type(one)(1.0 / temperature - np.float64(by))
+
+
+@inline()
+def scaled(x: Any, by: Any, by_lo: Any) -> Any:
+    """(z, lo) with z + lo = (by + by_lo) x."""
+    z = x * by
+    return z, fused(x, by_lo, fused(x, by, -z))
 
 
 @inline(fastmath=())
@@ -36,8 +43,8 @@ def affine(x: Any, by: Any, by_lo: Any, bias: Any, bias_lo: Any) -> Any:
 def soft_cap(x: Any, p: Any, bias: Any, bias_lo: Any, slope: Any) -> Any:
     """(z, lo) with z + lo = cap tanh(x / (T cap)) + bias + bias_lo, of 16 float32; dz/dx to `slope`.
 
-    With E = exp(-2 |u|): tanh = (1 - E) / (1 + E) and its slope 4 E / (1 + E)^2, in float64, which leaves an
-    error of cap 2^-53 in z. Infinities pass through.
+    With E = exp(-2 u): tanh = 1 - 2 E / (1 + E) and its slope 4 E / (1 + E)^2, in float64: z is off by less
+    than cap 2^-37, and the slope by 2^-36 of itself. Infinities pass through.
     """
 
 
@@ -57,11 +64,10 @@ def _soft_cap(x: Any, p: Any, bias: Any, bias_lo: Any, slope: Any) -> Any:
 
 @inline()
 def _cap(x: Any, p: Any, slope: Any) -> Any:
-    shift, floor = shifted_by(0.0, 1.0)
-    size = select(x < 0.0, -x, x)
-    e = exponential(size * (-2.0 / (p.temperature * p.softcap)), None, splat(shift), splat(floor))
+    t = x * (-2.0 / (p.temperature * p.softcap))
+    t = select(t > 708.0, splat(708.0), t)  # there the slope is nothing in float32
+    e = short_exponential(t)
     by = 1.0 / (e + 1.0)
-    store(1.0, slope, e * (by * by) * (4.0 / p.temperature))
-    capped = (1.0 - e) * by * p.softcap
-    capped = select(size == np.inf, size, capped)
-    return select(x < 0.0, -capped, capped)
+    half = e * by
+    store(1.0, slope, half * by * (4.0 / p.temperature))
+    return select(x - x == 0.0, fused(half, -2.0 * p.softcap, splat(p.softcap)), x)

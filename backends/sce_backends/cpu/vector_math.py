@@ -3,8 +3,8 @@
 Numba from PyPI has no vector math library: `np.exp` in a loop is a scalar call, and `max` over floats never
 vectorises. These do: plain arithmetic, a bit cast and LLVM intrinsics.
 
-exp is 2^n * exp(r) with |r| <= ln(2)/2 after Cody and Waite (1980), and exp(r) = 1 + r + r^2 P(r), where P is
-the Chebyshev fit of (exp(r) - 1 - r) / r^2 (`mpmath.chebyfit` with 50 digits; tests/test_cpu.py makes it
+exp is 2^n * exp(r) with |r| <= ln(2)/2 after Cody and Waite (1980), and exp(r) = 1 + r + r^2 P(r), or of
+vectors 1 + r Q(r): P and Q are Chebyshev fits (`mpmath.chebyfit` with 50 digits; tests/test_cpu.py makes them
 again). The results are within 1 ulp for float32 and float64, measured there.
 """
 
@@ -199,8 +199,8 @@ def exponential(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
     in two words (Cody and Waite 1980): z - n ln2_hi is exact, because the product is fused and what is left
     has no more bits than z and ln2_hi. For |z| < FAR, or z below the floor, from where on the result is 0.
 
-    Within 1 ulp, 1.03 in float32 with lo: half for the last rounding, the rest for those of r and of the
-    polynomial. lo = 0 gives the same bits as None.
+    Within 1 ulp: half for the last rounding, the rest for those of r and of the polynomial. lo = 0 gives the
+    same bits as None, so r is a sum in either case.
     """
 
 
@@ -241,20 +241,17 @@ def _exponential(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
             m = fused(z, F32(1.4426950408889634), shift)  # the low bits are n - k and the exponent's offset
             n = m - shift
             high = fused(n, F32(-0.693147182464599609375), z)
-            r = fused(n, F32(1.9046542999577679e-09), high)
+            low = n * F32(1.9046542999577679e-09)
             if lo is not None:
-                high, more = r, select(above, lo, F32(0))
-                r = high + more
-                low = more - (r - high)
-            p = fused(r, F32(0.000198910013), F32(0.00139336591))
-            p = fused(p, r, F32(0.00833331048))
-            p = fused(p, r, F32(0.041666463))
-            p = fused(p, r, F32(0.166666672))
-            p = fused(p, r, F32(0.5))
+                low = fused(n, F32(1.9046542999577679e-09), select(above, lo, F32(0)))
+            r = high + low
+            q = fused(r, F32(0.0013933659), F32(0.008369163))
+            q = fused(q, r, F32(0.041666463))
+            q = fused(q, r, F32(0.16666505))
+            q = fused(q, r, F32(0.5))
+            q = fused(q, r, F32(1.0))
             s = exponent(m)
-            if lo is not None:
-                return fused(s, r + fused(p * r, r, low), s)
-            return fused(s, r + fused(p * r, r, F32(0)), s)  # the same bits as for lo = 0
+            return s * fused(r, q, F32(1.0))
 
         return exponential32
 
@@ -266,21 +263,20 @@ def _exponential(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
         high = fused(n, -0.6931471805599453, z)
         low = n * -2.3190468138462996e-17
         if lo is not None:
-            low = low + select(above, lo, 0.0)
+            low = fused(n, -2.3190468138462996e-17, select(above, lo, 0.0))
         r = high + low
-        low = low - (r - high)
-        p = fused(r, 2.0914694560351592e-09, 2.510522763655176e-08)
-        p = fused(p, r, 2.755727362486648e-07)
-        p = fused(p, r, 2.7557255374658744e-06)
-        p = fused(p, r, 2.4801587325562125e-05)
-        p = fused(p, r, 0.00019841269874840768)
-        p = fused(p, r, 0.0013888888888883744)
-        p = fused(p, r, 0.008333333333326129)
-        p = fused(p, r, 0.04166666666666667)
-        p = fused(p, r, 0.1666666666666667)
-        p = fused(p, r, 0.5)
+        q = fused(r, 2.510522763655176e-08, 2.7626384891334234e-07)
+        q = fused(q, r, 2.7557255374658744e-06)
+        q = fused(q, r, 2.4801504280563415e-05)
+        q = fused(q, r, 0.00019841269874840768)
+        q = fused(q, r, 0.0013888888932540974)
+        q = fused(q, r, 0.008333333333326129)
+        q = fused(q, r, 0.041666666666572996)
+        q = fused(q, r, 0.1666666666666667)
+        q = fused(q, r, 0.5000000000000006)
+        q = fused(q, r, 1.0)
         s = exponent(m)
-        return fused(s, r + fused(p * r, r, low), s)
+        return s * fused(r, q, 1.0)
 
     return exponential64
 
@@ -299,12 +295,47 @@ def log1p(x: Any) -> Any:
     f = m - 1.0
     s = f / (f + 2.0)
     z = s * s
-    p = fused(z, 0.146167211662876, 0.15331699634642276)
-    p = fused(p, z, 0.1818288978615799)
-    p = fused(p, z, 0.22222211125723262)
-    p = fused(p, z, 0.28571428626031065)
-    p = fused(p, z, 0.3999999999989938)
+    p = fused(z, 0.14616449685043406, 0.15331721600556042)
+    p = fused(p, z, 0.18182889125261723)
+    p = fused(p, z, 0.2222221113479508)
+    p = fused(p, z, 0.28571428625975487)
+    p = fused(p, z, 0.39999999999899505)
     p = fused(p, z, 0.666666666666667)
     half = f * f * 0.5
     small = fused(s, fused(z, p, half), fused(k, 1.9082149292705877e-10, lost / u))
     return fused(k, 0.6931471803691238, f - (half - small))
+
+
+# What float32 is made of needs no more than these.
+
+
+@inline()
+def short_exponential(z: Any) -> Any:
+    """exp(z) of 8 float64 z < 709, within 2^-37 of itself; 0 for z < -708."""
+    near = select(z < -708.0, splat(-708.0), z)
+    m = fused(near, 1.4426950408889634, splat(6755399441056767.0))
+    r = fused(m - 6755399441056767.0, -0.6931471805599453, near)
+    p = fused(r, 2.4859601447719235e-05, 0.00019899297194311214)
+    p = fused(p, r, 0.001388885402171441)
+    p = fused(p, r, 0.0083332984558421)
+    p = fused(p, r, 0.04166666671904369)
+    p = fused(p, r, 0.16666666719060377)
+    p = fused(p, r, 0.5)
+    s = exponent(m)
+    return select(z < -708.0, splat(0.0), fused(s, fused(p * r, r, r), s))
+
+
+@inline(fastmath=())
+def short_log1p(x: Any) -> Any:
+    """log(1 + x) of 8 float64, as `log1p`, within 2^-35 of itself."""
+    u = x + 1.0
+    lost = select(u > 2.0, splat(0.0), difference_error(x, splat(-1.0), u))  # NaN stays
+    k, m = split(u)
+    f = m - 1.0
+    s = f / (f + 2.0)
+    z = s * s
+    p = fused(z, 0.23330467216303835, 0.28550820815960665)
+    p = fused(p, z, 0.40000121839806124)
+    p = fused(p, z, 0.6666666655449709)
+    half = f * f * 0.5
+    return fused(k, 0.6931471805599453, f - (half - fused(s, fused(z, p, half), lost)))
