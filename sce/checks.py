@@ -111,10 +111,11 @@ def labels(y: Array, classes: int, ignore: int | None, validate: bool) -> NDArra
 
 
 def _all_in_range(y: Array, classes: int) -> bool:
-    # Python integers: an int8 or uint64 array must not wrap around in the comparison.
+    """Does every label name a class?"""
     if y.dtype.kind == "i" and y.dtype.isnative and classes <= 1 << (8 * y.itemsize - 1):
         # Without their sign, negative numbers are larger than any class: one look at each label, not two.
         return int(np.maximum.reduce(y.view(_UNSIGNED[y.itemsize]), axis=None)) < classes
+    # Python integers: an int8 or uint64 array must not wrap around in the comparison.
     return int(y.min()) >= 0 and int(y.max()) < classes
 
 

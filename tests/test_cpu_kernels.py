@@ -22,7 +22,7 @@ def some(n, c, dtype=np.float32, seed=0):
 
 def way(logits, target, outputs=("loss", "grad"), **options):
     problem = prepare(logits, target, outputs=outputs, **options).problem
-    return plan.plan(problem, Answer(grad=np.empty(problem.logits.shape, logits.dtype))).way
+    return plan.plan(problem, Answer(grad=np.empty(problem.logits.shape, logits.dtype)), False).way
 
 
 def agree(logits, target, roundings=8, **options):
@@ -147,6 +147,58 @@ def test_z_loss_where_the_sum_is_near_1(dtype, c, lse):
     got = sce.evaluate(x, y, outputs=("z_loss",), z_loss=1e-4, reduction="none", backend="cpu").z_loss
     want = sce.evaluate(x, y, outputs=("z_loss",), z_loss=1e-4, reduction="none", backend="reference").z_loss
     np.testing.assert_allclose(got, want, rtol=(4 + np.log2(c) / 2) * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("lam", [0.01, 0.125, 0.2])
+@pytest.mark.parametrize("weights", ["no weights", "no weight at the target", "a tiny weight at the target"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("c", [1, 2, 100, 2000])
+def test_z_loss_as_a_part_of_the_loss_where_it_is_all_of_it(c, dtype, weights, lam):
+    """The row is confident, or its target counts nothing: lse^2 is left, and lse is near 0."""
+    x = np.full((20, c), -60.0, dtype)
+    x[:, 0] = np.linspace(1e-5, 0.3, 20)
+    w, y = np.ones(c), np.zeros(20, np.int64)
+    if weights != "no weights":
+        y[:] = c - 1
+        w[c - 1] = 0.0 if weights == "no weight at the target" else 1e-12
+    options = {"z_loss": lam, "class_weight": None if weights == "no weights" else w, "reduction": "none"}
+    loss, grad = sce.loss_and_grad(x, y, backend="cpu", **options)
+    want, want_grad = sce.loss_and_grad(x, y, backend="reference", **options)
+    rtol = (4 + np.log2(c) / 2) * np.finfo(dtype).eps
+    np.testing.assert_allclose(loss, want, rtol=rtol)
+    np.testing.assert_allclose(grad[:, 0], want_grad[:, 0], rtol=rtol)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("c", [5, 200, 1000])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_counted_row_that_is_nan_says_so_even_if_its_target_weighs_nothing(bad, c, dtype):
+    x, y = np.zeros((3, c), dtype), np.full(3, c - 1)
+    x[1, 0] = bad
+    x[2] = -np.inf
+    w = np.ones(c)
+    w[c - 1] = 0.0
+    loss, grad = sce.loss_and_grad(x, y, class_weight=w, reduction="none", backend="cpu")
+    np.testing.assert_array_equal(loss, [0, np.nan, np.nan])
+    assert np.isnan(grad[1:]).all()
+    x[:] = 0.0
+    x[:, c - 1] = -np.inf  # a masked target that weighs nothing costs nothing
+    loss, grad = sce.loss_and_grad(x, y, class_weight=w, reduction="none", backend="cpu")
+    assert (loss == 0).all()
+    assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("cap", [1.0, 30.0, 1023.0, 1024.0, 1025.0])
+@pytest.mark.parametrize("c", [5, 100, 1000])
+def test_soft_caps_are_as_exact_as_in_the_reference(c, cap):
+    x, y = some(40, c)
+    x *= np.float32(cap / 10)
+    options = {"softcap": cap, "reduction": "none"}
+    loss, grad = sce.loss_and_grad(x, y, backend="cpu", **options)
+    want, want_grad = sce.loss_and_grad(x.astype(np.float64), y, backend="reference", **options)
+    # Exponentials below the smallest normal number are flushed to zero.
+    np.testing.assert_allclose(loss, want, rtol=3e-7, atol=1e-36)
+    np.testing.assert_allclose(grad, want_grad, rtol=1e-6, atol=1e-36)
 
 
 def test_a_row_does_not_depend_on_its_place_in_a_tile():

@@ -189,7 +189,7 @@ AIMS = (
         "ahead of the strongest peer, reused", 5.0, "x", _ahead("reused", False), _A_ROW, least=True
     ),
     Aim(
-        "the same, 16 to 64 classes", 3.0, "x", _ahead("reused", True), _A_ROW, least=True
+        "the same, reused, 16 to 64 classes", 3.0, "x", _ahead("reused", True), _A_ROW, least=True
     ),
     Aim(
         "ahead of the strongest peer, fresh memory", 3.0, "x", _ahead("fresh", False),
@@ -197,7 +197,7 @@ AIMS = (
         least=True,
     ),
     Aim(
-        "the same, 16 to 64 classes", 2.0, "x", _ahead("fresh", True),
+        "the same, fresh memory, 16 to 64 classes", 2.0, "x", _ahead("fresh", True),
         "the system maps and clears the memory of each new gradient, for all alike: little is left to win",
         least=True,
     ),

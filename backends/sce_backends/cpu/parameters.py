@@ -20,6 +20,7 @@ _INTEGERS = (
     "direct",  # a row of logits can be read where it lies (the compute dtype, contiguous, no
     # transformation), and a row of the gradient can be written where it goes
     "past_caches",  # the gradient is too large for them and has no gaps: stream it
+    "late",  # a tile's gradient goes out while the next tile is computed
     "in_place",  # the gradient lies where the logits do
     "pieces", "second",  # of a row; is this the second pass over them?
     "run", "row_step", "grad_step",  # rows of which each is as far from the next, and how far, in bytes
@@ -53,13 +54,13 @@ PARAMETERS = np.dtype(
 _NAMES = _INTEGERS + _FLOATS + _VECTORS + SCRATCH
 _PACKED = struct.Struct(f"={len(_INTEGERS)}q{len(_FLOATS)}d{len(_VECTORS + SCRATCH)}q{5 * len(MATRICES)}q")
 PLACES = {name: k for k, name in enumerate(_NAMES)}
-"""Of each number among the record's; of a matrix, its address: its dtype comes before, its strides after."""
 PLACES |= {name: len(_NAMES) + 5 * k + 1 for k, name in enumerate(MATRICES)}
+"""Where each name stands in the record; of a matrix its address, between its dtype and its strides."""
 SIZE = _PACKED.size
 
 
 def start(values: Mapping[str, float], matrices: Mapping[str, tuple[int, tuple[int, ...]]]) -> list[float]:
-    """The record's numbers, of which some are known; the others, as matrices' addresses, are 0."""
+    """The record's numbers, as far as they are known; what lies where is for execute.py to fill in."""
     numbers: list[float] = [0] * (len(_NAMES) + 5 * len(MATRICES))
     for name, value in values.items():
         numbers[PLACES[name]] = value

@@ -33,7 +33,8 @@ _MOST_COLUMNS = 2048  # where they lie that way anyway
 # row takes half a millisecond, and waking a thread up to a fifth of one.
 _MANY, _FEW_ROWS = 1 << 20, 4
 _WIDE_CAP = 1024.0  # from which on z needs more than transforms.py gives
-_SMALL_Z = 0.125
+_SMALL_Z = 0.125  # up to which a z-loss is a small part of a loss: see `_sharp`
+_LATE_BYTES = 1 << 18  # of a tile's exponentials, up to which a worker keeps those of two tiles
 _PAST_CACHES = 1 << 24  # bytes of a gradient that the caches cannot hold
 
 
@@ -86,7 +87,7 @@ class _Shape(NamedTuple):
         return self.softcap is not None
 
 
-def plan(problem: Problem, answer: Answer, in_place: bool = False) -> Plan:
+def plan(problem: Problem, answer: Answer, in_place: bool) -> Plan:
     """`in_place`: the gradient lies where the logits do."""
     logits, grad = problem.logits, answer.grad
     flat = grad is not None and grad.flags.c_contiguous and grad.flags.aligned
@@ -162,9 +163,9 @@ def _plan(shape: _Shape) -> Plan:
         "row_step": row_step,
         "grad_step": grad_step,
         "past_caches": past_caches,
-        # The z-loss is lse**2. As a small part of a loss it may have an lse that is off by 2^-24.
-        "sharp": shape.z_loss > _SMALL_Z or (shape.z_loss != 0.0 and "z_loss" in shape.outputs),
+        "sharp": _sharp(shape, dtype),
     }
+    facts["late"] = way == "tiles" and grad is not None and facts["tile_bytes"] <= _LATE_BYTES
     values = {
         "ignores": shape.ignored is not None,
         "ignored": shape.ignored or 0,
@@ -211,6 +212,16 @@ def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
     return "pieces" if shape.rows <= _FEW_ROWS and shape.classes >= _MANY else "tiles"
 
 
+def _sharp(shape: _Shape, dtype: str) -> bool:
+    """Is lse wanted to its last bits where it may be near 0? As a z-loss, lse**2, it is, but where that is a
+    small part of the loss: then the target's term is the largest, which `settle` takes in float64, or the
+    rest of the loss is at least log 2, times a weight that is not 0.
+    """
+    small = shape.z_loss <= _SMALL_Z and "z_loss" not in shape.outputs
+    settled = dtype == "float32" and shape.classes > 1 and not shape.class_weight
+    return shape.z_loss != 0.0 and not (small and settled)
+
+
 def _tile(way: Way, size: int) -> int:
     """How many rows of so many bytes a tile has."""
     if way == "columns":  # whole vectors of rows, and lines of memory
@@ -234,7 +245,7 @@ def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capp
         found["lows"] = facts["tile_bytes"]
     if capped:
         found["slopes"] = facts["tile"] * facts["width"] * 8
-    if way == "tiles":  # the tile at work, and the one before, whose gradient goes out
+    if facts["late"]:  # the tile at work, and the one before, whose gradient goes out
         found = {name: 2 * size for name, size in found.items()}
     if way == "pieces":
         for name in ("exponentials", "slopes"):

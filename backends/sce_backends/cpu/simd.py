@@ -488,9 +488,9 @@ def _to_rows(part: int) -> Any:
             mask = _before(builder, n, count)
             for k in range(lanes):
                 first = k // count * count
-                part = _constant(ir.VectorType(_WORD, count), range(first, first + count))
+                own = _constant(ir.VectorType(_WORD, count), range(first, first + count))
                 vector = vectors[k % count]
-                _masked_store(builder, into, row, builder.shuffle_vector(vector, vector, part), mask)
+                _masked_store(builder, into, row, builder.shuffle_vector(vector, vector, own), mask)
                 row = builder.add(row, apart)
             return context.get_dummy_value()
 

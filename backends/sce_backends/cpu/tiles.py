@@ -5,7 +5,8 @@ Three passes over a tile, of which only the first reads memory and only the last
 1. `statistics`: row by row, e_k = exp(z_k - pivot) into scratch, and their sum without the target's;
 2. `settle`: what becomes of these statistics, for all rows of the tile at once: it takes logarithms and
    divides, and vectors make that cheap where rows are short;
-3. `write_row`: row by row, the gradient is e_k times a coefficient, and goes out, during 1. of the next tile.
+3. `write_row`: row by row, the gradient is e_k times a coefficient, and goes out, during the first pass over
+   the next tile.
 
 The target's term never enters the sum, so that 1 - p_y is a sum of the others and no difference. The pivot
 needs not be the row's maximum, only near enough that nothing overflows: so one pass finds it and uses it. It
@@ -134,20 +135,15 @@ def _transform(
     ) -> None:
         lanes, size = LINE // size_of(one), size_of(one)
         by, by_lo = reciprocal(p.temperature, one)
-        for i in range(-(-n // lanes) if p.bias == 0 else 0):
-            at = x + i * lanes * size_of(of)
+        for i in range(-(-n // lanes)):
+            at, place = x + i * lanes * size_of(of), start * size + i * LINE
             prefetch(at + AHEAD)
             found = load_first(of, at, one, n - i * lanes, type(one)(0))
-            high, low = scaled(found, splat(by), splat(by_lo))
-            store(one, z + i * LINE, high)
-            store(one, lo + i * LINE, low)
-        for i in range(-(-n // lanes) if p.bias != 0 else 0):
-            at = x + i * lanes * size_of(of)
-            prefetch(at + AHEAD)
-            bias = load(one, p.bias + start * size + i * LINE, one)
-            bias_lo = load(one, p.bias_lo + start * size + i * LINE, one)
-            found = load_first(of, at, one, n - i * lanes, type(one)(0))
-            high, low = affine_of(found, splat(by), splat(by_lo), bias, bias_lo)
+            if p.bias == 0:
+                high, low = scaled(found, splat(by), splat(by_lo))
+            else:
+                bias, bias_lo = load(one, p.bias + place, one), load(one, p.bias_lo + place, one)
+                high, low = affine_of(found, splat(by), splat(by_lo), bias, bias_lo)
             store(one, z + i * LINE, high)
             store(one, lo + i * LINE, low)
 
@@ -495,8 +491,7 @@ def statistics(
             if grad is not None and j < held:
                 write_row(p, one, into, j, held, smooth, capped, before)
     if grad is not None:
-        for j in range(rows, held):
-            write_row(p, one, into, j, held, smooth, capped, before)
+        write_rows(p, one, into, rows, held, smooth, capped, before)
 
 
 def exp_for(one: Any, z: Any, lo: Any) -> Any:
@@ -563,8 +558,9 @@ def settle(v: Any, one: Any, rows: Any, p: Any) -> None:
         z_slope, of_z = splat(0.0), splat(0.0)
         if lam != 0.0:
             z_slope, of_z = lse * (2.0 * lam), lse * lse * lam
-        y_part = select(mass_y != 0.0, mass_y * to_y, splat(0.0))
-        rest = select(mass != 0.0, mass * log_total, splat(0.0))
+        nothing = total - total  # but NaN, where the row is
+        y_part = select(mass_y != 0.0, mass_y * to_y, nothing)
+        rest = select(mass != 0.0, mass * log_total, nothing)
         here = s != 0.0
         store(1.0, at + LOSS, select(here, s * (y_part + (rest + dot) + of_z), splat(0.0)))
         store(1.0, at + Z_LOSS, select(here, s * of_z, splat(0.0)))
@@ -761,6 +757,13 @@ def write_row(p: Any, one: Any, into: Any, j: Any, rows: Any, smooth: Any, cappe
 
 
 @jit()
+def write_rows(p: Any, one: Any, into: Any, first: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
+    """The gradient of a tile's rows from the first one on."""
+    for j in range(first, rows):
+        write_row(p, one, into, j, rows, smooth, capped, s)
+
+
+@jit()
 def scratch_of(p: Any, one: Any, worker: Any, first: Any, stop: Any) -> Any:
     """A worker's."""
     size, table = BLOCK * size_of(one), VALUES * COLUMN
@@ -785,20 +788,23 @@ def work(
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
-    s = scratch_of(p, one, 2 * worker, np.int64(0), p.classes)
-    before, nothing = scratch_of(p, one, 2 * worker + 1, np.int64(0), p.classes), np.int64(0)
+    own, none = (1 + p.late) * worker, np.int64(0)
+    s, before = scratch_of(p, one, own, none, p.classes), scratch_of(p, one, own + p.late, none, p.classes)
     for chunk in range(first, last):
-        sums, held = (0.0, 0.0, 0.0, 0.0), nothing
+        sums, held = (0.0, 0.0, 0.0, 0.0), none
         stop = min(p.rows, (chunk + 1) * p.chunk)
         for i in range(chunk * p.chunk, stop, p.tile):
             rows = min(p.tile, stop - i)
             statistics(p, of, one, into, i, rows, plain, smooth, affine, capped, grad, s, before, held)
             settle(s.table, one, rows, p)
             sums = take_losses(p, one, i, rows, s.table, sums)
-            s, before, held = before, s, rows
+            if grad is not None:
+                if p.late:
+                    s, before, held = before, s, rows
+                else:
+                    write_rows(p, one, into, none, rows, smooth, capped, s)
         if grad is not None:
-            for j in range(held):
-                write_row(p, one, into, j, held, smooth, capped, before)
+            write_rows(p, one, into, none, held, smooth, capped, before)
         put_sums(p, chunk, sums)
     if p.past_caches:
         fence()

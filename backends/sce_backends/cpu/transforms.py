@@ -65,7 +65,7 @@ def _soft_cap(x: Any, p: Any, bias: Any, bias_lo: Any, slope: Any) -> Any:
 @inline()
 def _cap(x: Any, p: Any, slope: Any) -> Any:
     t = x * (-2.0 / (p.temperature * p.softcap))
-    t = select(t > 708.0, splat(708.0), t)  # there the slope is nothing in float32
+    t = select(t > 708.0, splat(708.0), t)  # where the slope vanishes
     e = short_exponential(t)
     by = 1.0 / (e + 1.0)
     half = e * by

@@ -241,8 +241,9 @@ def _exponential(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
             m = fused(z, F32(1.4426950408889634), shift)  # the low bits are n - k and the exponent's offset
             n = m - shift
             high = fused(n, F32(-0.693147182464599609375), z)
-            low = n * F32(1.9046542999577679e-09)
-            if lo is not None:
+            if lo is None:
+                low = n * F32(1.9046542999577679e-09)
+            else:
                 low = fused(n, F32(1.9046542999577679e-09), select(above, lo, F32(0)))
             r = high + low
             q = fused(r, F32(0.0013933659), F32(0.008369163))
@@ -261,8 +262,9 @@ def _exponential(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
         m = fused(z, 1.4426950408889634, shift)
         n = m - shift
         high = fused(n, -0.6931471805599453, z)
-        low = n * -2.3190468138462996e-17
-        if lo is not None:
+        if lo is None:
+            low = n * -2.3190468138462996e-17
+        else:
             low = fused(n, -2.3190468138462996e-17, select(above, lo, 0.0))
         r = high + low
         q = fused(r, 2.510522763655176e-08, 2.7626384891334234e-07)
