@@ -429,7 +429,9 @@ def test_an_interrupt_ends_a_long_call_early_and_the_next_one_is_right(most):
 
 INTERRUPTS_WHILE_A_HELPER_WORKS = """
 import _thread
+import signal
 from sce_backends.cpu import threads
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
 began, ended = threading.Event(), []
 def work(worker):
     if worker:
