@@ -8,6 +8,8 @@ reference (`sce_backends/reference.py`) is their definition in code.
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -36,7 +38,11 @@ class Problem(NamedTuple):
 
     What a backend may rely on, for arrays on the host: native byte order, aligned, the shapes below,
     values as validated (labels only where `validated`); any strides, also zero and negative ones.
-    Nothing here may be written to. With `on_device` the arrays are the caller's own objects.
+    Nothing here may be written to.
+
+    With `on_device` an array is NumPy's description of device memory, by `memory_at`: its address, shape,
+    strides and dtype hold, its elements cannot be touched from here. Labels are of any integer dtype then,
+    weights and bias of any integer or floating one.
     """
 
     # Facts: all that `Backend.refuses` may look at.
@@ -62,13 +68,19 @@ class Problem(NamedTuple):
     softcap: float | None = None
     z_loss: float = 0.0
     denominator: float = 1.0  # D; 0 for an empty mean: then every row's loss and gradient are 0
+    own_denominator: bool = False  # on a device: D is the total weight, which the backend adds up itself
+    empty: float = math.nan  # on a device: the reduced loss where D is 0
     grad_scale: float = 1.0  # multiplies the gradient alone
+    device: int = 0  # on a device: its index,
+    stream: int = 0  # the caller's stream on it, by its handle,
+    wait: bool = False  # and whether nothing may be under way when `run` returns
 
 
 class Answer(NamedTuple):
     """The arrays to fill; None where not wanted. Row vectors are contiguous, the others have any strides.
 
-    The loss dtype is float64 for float64 logits, else float32. A backend writes every element.
+    The loss dtype is float64 for float64 logits, else float32. A backend writes every element. On a device
+    a reduced loss is in the loss dtype, too: the last word on it is the backend's.
     """
 
     loss: Array | None = None  # (N,) in the loss dtype, or with `reduce` (1,) float64: the sum
@@ -83,10 +95,38 @@ class Answer(NamedTuple):
     correct: NDArray[np.bool_] | None = None  # (N,)
 
 
+class Illegal(NamedTuple):
+    """Where labels and weights on a device are not what they must be: the first positions, or -1."""
+
+    label: int = -1  # the row
+    value: int = 0  # and its label
+    sample_weight: int = -1
+    class_weight: int = -1
+    logit_bias: int = -1
+
+
+def memory_at(
+    address: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None
+) -> Array:
+    """NumPy's description of memory that NumPy must not touch: for shapes, strides and addresses only."""
+    dtype = np.dtype(dtype)
+    raw = f"|V{dtype.itemsize}"  # ml_dtypes' bfloat16 has no code of its own
+    code = dtype.str if dtype.kind in "biuf" and dtype.str[1] != "V" else raw
+    facts = {"shape": shape, "typestr": code, "strides": strides, "data": (address, False), "version": 3}
+    found: Array = np.asarray(SimpleNamespace(__array_interface__=facts))
+    return found if found.dtype == dtype else found.view(dtype)
+
+
 class Backend(Protocol):
     """A module with these names, registered under the entry point group "sce.backends".
 
-    It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...).
+    It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...). One
+    that takes arrays on a device has besides
+
+        inspect(problem) -> Illegal           what `validate=True` needs to know before anything is written
+        total_weight(problem) -> float        D, where it is to add it up and the caller asks for it
+
+    both of which wait for the device.
     """
 
     @property

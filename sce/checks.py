@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import DTYPES, Array, LabelError
+from .backend import DTYPES, Array, Illegal, LabelError
 from .layout import as_host, dtype_name, native
 
 _INT64 = np.iinfo(np.int64)
@@ -99,7 +99,8 @@ def labels(y: Array, classes: int, ignore: int | None, validate: bool) -> NDArra
         if ignore is not None:
             bad &= y != ignore
         if bad.any():
-            raise LabelError(_label_reason(y, int(np.argmax(bad)), classes))
+            at = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), y.shape))
+            raise LabelError(_label_reason(int(y[at]), at, classes))
     wide = native(y)
     if wide.dtype != np.int64:
         wide = wide.astype(np.int64)
@@ -118,9 +119,7 @@ def _all_in_range(y: Array, classes: int) -> bool:
     return int(y.min()) >= 0 and int(y.max()) < classes
 
 
-def _label_reason(y: Array, first: int, classes: int) -> str:
-    at = tuple(int(i) for i in np.unravel_index(first, y.shape))
-    value = int(y[at])
+def _label_reason(value: int, at: tuple[int, ...], classes: int) -> str:
     where = f" at position {at[0] if len(at) == 1 else at}" if at else ""
     text = f"label {value}{where} is outside [0, {classes}) for logits of {classes} classes"
     if value == -100:
@@ -143,24 +142,24 @@ def ignore_index(value: Any, kind: str) -> int | None:
 
 
 def vector(
-    name: str, value: Any, shape: tuple[int, ...], what: str, validate: bool
-) -> NDArray[np.float64] | None:
-    """Finite reals of exactly this shape, as float64."""
-    v = _reals(name, value, shape, what)
-    if v is not None and validate and not np.isfinite(v).all():
+    name: str, value: Any, shape: tuple[int, ...], what: str, validate: bool, device: bool = False
+) -> Array | None:
+    """Finite reals of exactly this shape, as float64; on a device, as they are and not looked at."""
+    v = _reals(name, value, shape, what, device)
+    if v is not None and validate and not device and not np.isfinite(v).all():
         raise ValueError(f"{name} must be finite: {_first(v, ~np.isfinite(v))}.")
     return v
 
 
-def logit_bias(value: Any, shape: tuple[int, ...], validate: bool) -> NDArray[np.float64] | None:
-    """Reals or -inf, which removes a class, as float64."""
-    v = _reals("logit_bias", value, shape, "one bias per class")
-    if v is not None and validate and not (v < np.inf).all():
+def logit_bias(value: Any, shape: tuple[int, ...], validate: bool, device: bool = False) -> Array | None:
+    """Reals or -inf, which removes a class, as float64; on a device, as they are and not looked at."""
+    v = _reals("logit_bias", value, shape, "one bias per class", device)
+    if v is not None and validate and not device and not (v < np.inf).all():
         raise ValueError(f"logit_bias must be finite, or -inf to remove a class: {_first(v, ~(v < np.inf))}.")
     return v
 
 
-def _reals(name: str, value: Any, shape: tuple[int, ...], what: str) -> NDArray[np.float64] | None:
+def _reals(name: str, value: Any, shape: tuple[int, ...], what: str, device: bool) -> Array | None:
     if value is None:
         return None
     v = as_host(value, name)
@@ -168,7 +167,27 @@ def _reals(name: str, value: Any, shape: tuple[int, ...], what: str) -> NDArray[
         raise TypeError(f"{name} has dtype {v.dtype}: it must hold real numbers, {what}.")
     if v.shape != shape:
         raise ValueError(f"{name} has shape {v.shape}, not {shape}: {what}, nothing broadcasts.")
-    return native(v).astype(np.float64, copy=False)
+    return contiguous(name, v) if device else native(v).astype(np.float64, copy=False)
+
+
+def contiguous(name: str, v: Array) -> Array:
+    """A vector on a device, which nobody copies."""
+    if not v.flags.c_contiguous:
+        raise ValueError(f"{name} has gaps: on a device pass a contiguous array.")
+    return v
+
+
+def illegal(found: Illegal, classes: int, rows_shape: tuple[int, ...]) -> None:
+    """Raise for the first label or weight that a device found illegal."""
+    if found.label >= 0:
+        at = tuple(int(i) for i in np.unravel_index(found.label, rows_shape))
+        raise LabelError(_label_reason(found.value, at, classes))
+    for name in ("class_weight", "sample_weight", "logit_bias"):
+        if (first := getattr(found, name)) >= 0:
+            where = np.unravel_index(first, rows_shape if name == "sample_weight" else (classes,))
+            place = ", ".join(str(int(i)) for i in where)
+            what = "finite, or -inf to remove a class" if name == "logit_bias" else "finite"
+            raise ValueError(f"{name} must be {what}: it is not at position {place}.")
 
 
 def _first(v: Array, bad: Array) -> str:

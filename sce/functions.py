@@ -10,6 +10,7 @@ import numpy as np
 
 from . import checks
 from .backend import Answer, Array, Backend
+from .device import Place, describe, empty
 from .problem import NO_TARGET, Request, prepare
 from .select import Decision, decide, obtain
 
@@ -53,6 +54,8 @@ def loss_and_grad(
     logits:
         Floating array, any number of dimensions >= 1, any strides: NumPy, or what NumPy can view
         (lists, CPU tensors). float16, bfloat16 (ml_dtypes), float32 or float64; in nats. -inf masks a class.
+        Or an array on a CUDA device (CuPy, PyTorch, JAX, Numba): then all arrays are on that device, none is
+        copied, and the answer is of the same type, on the stream in use.
     target:
         Class indices: integers in [0, C), shaped like the logits without the class axis. Or a distribution
         per row: floating, shaped like the logits, neither normalised nor checked. Nothing broadcasts.
@@ -84,8 +87,10 @@ def loss_and_grad(
         logits). `out=logits` works in place.
     validate:
         False skips the checks that read labels and weights; a label out of range then makes its row NaN.
+        On a device nothing waits for it then.
     backend:
         A registered name, the import path of a backend, or None: `sce.use`, SCE_BACKEND, else the best.
+        "cuda" copies host arrays to the current device and back; None never does.
 
     Returns
     -------
@@ -280,8 +285,12 @@ def evaluate(
         out=out,
         validate=validate,
     )
-    values = solve(request, obtain(request.problem, backend))
-    values["denominator"] = np.float64(request.problem.denominator)
+    chosen: Any = obtain(request.problem, backend)
+    values = solve(request, chosen)
+    if "denominator" in names:
+        own = request.problem.own_denominator
+        total = chosen.total_weight(request.problem) if own else request.problem.denominator
+        values["denominator"] = np.float64(total)
     return cast(Evaluation, _record(names)(*(values[name] for name in names)))
 
 
@@ -335,6 +344,8 @@ def logsumexp(
     1000.6931
     """
     request = prepare(x, name="x", outputs=("lse",), axis=axis, temperature=temperature, reduction="none")
+    if out is not None and request.problem.on_device:
+        raise TypeError("out of logsumexp is for host arrays: on a device take what it returns.")
     if out is not None:
         checks.out(out, request.layout.rows_shape, (checks.loss_dtype(request.like.dtype),))
         checks.overlap(out, {"x": request.like})
@@ -361,7 +372,8 @@ def explain(logits: Any, target: Any = NO_TARGET, *, backend: str | None = None,
 def solve(request: Request, backend: Backend) -> dict[str, Any]:
     """Run one prepared request on one backend: allocate, run, and hand back the caller's shapes."""
     problem, layout = request.problem, request.layout
-    loss_dtype = checks.loss_dtype(request.like.dtype)
+    if problem.on_device:
+        return _solve_on_device(request, cast(Any, backend))
     given: dict[str, Array] = {}  # shaped like the logits
     answer: dict[str, Array] = {}  # the canonical form of the same memory, or where it has none, a copy
     copies = []
@@ -376,8 +388,7 @@ def solve(request: Request, backend: Backend) -> dict[str, Any]:
         elif name in _REDUCED and problem.reduce:
             answer[name] = np.zeros(1)
         else:
-            dtype = {"argmax": np.dtype(np.int64), "correct": np.dtype(np.bool_)}.get(name, loss_dtype)
-            answer[name] = np.empty(problem.rows, dtype)
+            answer[name] = np.empty(problem.rows, _row_dtype(name, request))
     # The answer is the value, infinite or subnormal: the caller's np.errstate is not about our arithmetic.
     with np.errstate(all="ignore"):
         if problem.rows:
@@ -385,6 +396,37 @@ def solve(request: Request, backend: Backend) -> dict[str, Any]:
         for name in copies:
             layout.write(answer[name], given[name])
         return {name: _in_callers_shape(name, x, request, given) for name, x in answer.items()}
+
+
+def _solve_on_device(request: Request, backend: Any) -> dict[str, Any]:
+    """The same for arrays on a device: the answer is of the caller's own type, and nothing is copied."""
+    problem, layout = request.problem, request.layout
+    if problem.validated:
+        checks.illegal(backend.inspect(problem), problem.classes, layout.rows_shape)
+    place = Place(problem.device, problem.stream, problem.wait)
+    found: dict[str, Any] = {}
+    answer: dict[str, Array] = {}
+    for name in problem.outputs:
+        dtype, shape = _row_dtype(name, request), layout.rows_shape
+        if name in _MATRICES:
+            dtype, shape = request.like.dtype, layout.shape
+        elif name in _REDUCED and problem.reduce:
+            shape = ()
+        if name in _MATRICES and name != "hess_diag" and request.out is not None:
+            found[name], view = request.given_out, request.out
+        else:
+            found[name] = empty(request.given, shape, dtype)
+            view = describe(found[name], name, place)
+        answer[name] = cast(Array, layout.view(view)) if name in _MATRICES else view.reshape(-1)
+    with np.errstate(all="ignore"):
+        backend.run(problem, Answer(**answer))
+    return found
+
+
+def _row_dtype(name: str, request: Request) -> np.dtype[Any]:
+    """The dtype of a value per row."""
+    loss_dtype = checks.loss_dtype(request.like.dtype)
+    return {"argmax": np.dtype(np.int64), "correct": np.dtype(np.bool_)}.get(name, loss_dtype)
 
 
 def _in_callers_shape(name: str, x: Array, request: Request, given: dict[str, Array]) -> Any:

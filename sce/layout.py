@@ -17,13 +17,13 @@ def on_device(x: object) -> bool:
     """True where the data lives on a CUDA device."""
     if x is None or isinstance(x, np.ndarray):
         return False
-    if hasattr(x, "__cuda_array_interface__"):
-        return True
     where = getattr(x, "__dlpack_device__", None)
     try:
-        return where is not None and where()[0] in _CUDA
+        if where is not None:  # PyTorch's other property raises where a gradient is required
+            return where()[0] in _CUDA
     except Exception:  # a device that DLPack does not know: reading it will say so
         return False
+    return hasattr(x, "__cuda_array_interface__")
 
 
 def as_host(x: Any, name: str) -> Array:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checks
-from .backend import Array, BackendError, Problem, TargetKind
+from .backend import Array, BackendError, Problem, TargetKind, memory_at
+from .device import Place, describe, place_of
 from .layout import Layout, as_host, dtype_name, layout, native, on_device
 
 NO_TARGET: Any = object()  # not None: a target that is None is somebody's mistake
@@ -25,6 +26,8 @@ class Request(NamedTuple):
     like: Array  # the logits as given: new matrices take their memory order
     out: Array | None
     empty: float  # the loss of an empty mean
+    given: Any = None  # on a device: the logits and `out` as the caller has them; the others describe them
+    given_out: Any = None
 
 
 def prepare(
@@ -58,10 +61,13 @@ def prepare(
         "logit_bias": logit_bias,
         "out": out,
     }
-    if any(map(on_device, arrays.values())):
-        placed = [key for key, a in arrays.items() if on_device(a)]
-        hosted = [key for key, a in arrays.items() if a is not None and key not in placed]
-        raise BackendError(_device_reason(placed, hosted))
+    place = _place(arrays)
+    given, given_out, device = logits, out, place is not None
+    if place is not None:
+        arrays = {key: None if a is None else describe(a, key, place) for key, a in arrays.items()}
+        logits, class_weight, out = arrays[name], arrays["class_weight"], arrays["out"]
+        sample_weight, logit_bias = arrays["sample_weight"], arrays["logit_bias"]
+        target = target if target is NO_TARGET else arrays["target"]
 
     x = checks.logits(logits, name)
     validate = checks.switch("validate", validate)
@@ -78,29 +84,40 @@ def prepare(
         kind = "index" if y.dtype.kind in "iu" else "distribution"
         labels, soft = (y, None) if kind == "index" else (None, y)
     ignore = checks.ignore_index(ignore_index, kind)
-    w = checks.vector("class_weight", class_weight, (classes,), "one weight per class", validate)
-    u = checks.vector("sample_weight", sample_weight, rows_shape, "one weight per row", validate)
-    b = checks.logit_bias(logit_bias, (classes,), validate)
-    given = label_smoothing, temperature, softcap, z_loss, grad_scale, reduction, denominator, empty
+    w = checks.vector("class_weight", class_weight, (classes,), "one weight per class", validate, device)
+    u = checks.vector("sample_weight", sample_weight, rows_shape, "one weight per row", validate, device)
+    b = checks.logit_bias(logit_bias, (classes,), validate, device)
+    numbers = label_smoothing, temperature, softcap, z_loss, grad_scale, reduction, denominator, empty
     # Most calls repeat the options of another. Only values that cannot change are looked up.
-    numbers = _numbers if _LASTING.issuperset(map(type, given)) else _numbers.__wrapped__
-    options, reduction, divisor, without = numbers(*given)
+    check = _numbers if _LASTING.issuperset(map(type, numbers)) else _numbers.__wrapped__
+    options, reduction, divisor, without = check(*numbers)
     if labels is not None:
-        labels = checks.labels(labels, classes, ignore, validate)
+        labels = (
+            checks.contiguous("target", labels)
+            if device
+            else checks.labels(labels, classes, ignore, validate)
+        )
     if out is not None:
         checks.out(out, x.shape, checks.matrix_dtypes(x.dtype))
         inputs = {key: as_host(a, key) for key, a in arrays.items() if a is not None and key != "out"}
         checks.overlap(out, inputs, in_place=name)
 
     u, labels = _flat(u), _flat(labels)
-    if reduction == "mean" and divisor is None:
+    own = device and reduction == "mean" and divisor is None and _weighs(labels, ignore, w, u)
+    if reduction == "mean" and divisor is None and not own:
         divisor = checks.total_weight(_total_weight(rows, labels, ignore, w, u), validate)
-    where = layout(axis, *[a for a in (x, soft, out) if a is not None])
+    fresh = memory_at(64, x.shape, x.dtype) if device else None  # what new matrices look like there
+    where = layout(axis, *[a for a in (x, soft, out, fresh) if a is not None])
+    if device and any(a is not None and where.view(a) is None for a in (x, soft, out, fresh)):
+        raise BackendError(
+            "the row axes of logits, target and out lie in memory in different orders, or with gaps, and on a"
+            " device nothing is copied: pass contiguous arrays."
+        )
     problem = Problem(
         rows=rows,
         classes=classes,
         dtype=dtype_name(x.dtype),
-        on_device=False,
+        on_device=device,
         target=kind,
         outputs=frozenset(outputs),
         reduce=reduction != "none",
@@ -113,9 +130,34 @@ def prepare(
         logit_bias=_frozen(b),
         ignore_index=ignore,
         denominator=1.0 if divisor is None else divisor,
+        own_denominator=own,
+        empty=without,
         **options,
     )
-    return Request(problem, where, x, out, without)
+    if place is not None:
+        problem = problem._replace(device=place.device, stream=place.stream, wait=place.wait)
+        return Request(problem, where, x, out, problem.empty, given, given_out)
+    return Request(problem, where, x, out, problem.empty)
+
+
+def _place(arrays: dict[str, Any]) -> Place | None:
+    """Where a call's arrays are: all on one device, or None, all on the host."""
+    if not any(map(on_device, arrays.values())):
+        return None
+    placed = [key for key, a in arrays.items() if on_device(a)]
+    where = f"{', '.join(placed)}: on a CUDA device"
+    if hosted := [key for key, a in arrays.items() if a is not None and key not in placed]:
+        raise BackendError(f"{where}; {', '.join(hosted)}: on the host. Move them to one place first.")
+    places = [place_of(arrays[key]) for key in placed]
+    if len({place.device for place in places}) > 1:
+        devices = ", ".join(f"{key} on {place.device}" for key, place in zip(placed, places, strict=True))
+        raise BackendError(f"the arrays are on several devices: {devices}. Move them to one place first.")
+    return places[0]._replace(wait=any(place.wait for place in places))
+
+
+def _weighs(labels: Array | None, ignore: int | None, w: Array | None, u: Array | None) -> bool:
+    """Does a mean's denominator depend on values?"""
+    return u is not None or (labels is not None and (w is not None or ignore is not None))
 
 
 _LASTING = frozenset({float, int, str, type(None), np.float64, np.float32})
@@ -196,13 +238,3 @@ def _frozen(x: Any) -> Any:
     view = x.view()
     view.setflags(write=False)
     return view
-
-
-def _device_reason(placed: list[str], hosted: list[str]) -> str:
-    where = f"{', '.join(placed)}: on a CUDA device"
-    if hosted:
-        return f"{where}; {', '.join(hosted)}: on the host. Move them to one place first."
-    return (
-        f"{where}. No backend of this version takes device arrays: copy them to the host first"
-        " (`.get()` in CuPy, `.cpu()` in PyTorch), or see sce.backends() for what runs here."
-    )

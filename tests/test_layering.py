@@ -17,11 +17,12 @@ ARROWS = {
     "settings": set(),
     "backend": {"settings"},
     "layout": {"backend"},
+    "device": {"backend"},
     "checks": {"backend", "layout"},
-    "problem": {"backend", "layout", "checks"},
+    "problem": {"backend", "device", "layout", "checks"},
     "registry": {"backend"},
     "select": {"backend", "registry"},
-    "functions": {"backend", "layout", "checks", "problem", "select"},
+    "functions": {"backend", "device", "layout", "checks", "problem", "select"},
     "sce": {"settings", "backend", "select", "functions"},  # sce/__init__.py
     "machine": {"settings"},
     "strict_json": set(),
@@ -58,7 +59,8 @@ OUTSIDE = {  # beside NumPy and the standard library
         "quack",
     },
 }
-KERNELS = {"numba", "llvmlite", "platformdirs"}  # what a first-party backend may import behind its door
+# What a first-party backend may import behind its door.
+KERNELS = {"numba", "llvmlite", "platformdirs", "cuda", "greenlet"}
 
 
 class Import(NamedTuple):

@@ -193,7 +193,7 @@ def test_the_metadata_registers_the_backends(python, script, tmp_path):
     done = subprocess.run(
         [python, "-c", code], env=environment(PYTHONPATH=path), capture_output=True, text=True
     )
-    assert done.stdout.split() == ["cpu", "cuda", "reference"], done.stderr
+    assert done.stdout.split() == ["cpu", "cuda", "cuda-emulated", "reference"], done.stderr
     assert done.returncode == 0, done.stderr
 
 

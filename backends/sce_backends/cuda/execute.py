@@ -1,0 +1,215 @@
+"""A problem's way through the kernels, on a GPU or in the emulator: the same launches and arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from sce.backend import Answer, Array, Illegal, Problem
+
+from . import plan
+from .plan import Device, Launch
+from .rows import FOUND, SCALES
+from .survey import FOUND as FOUND_BAD
+
+
+class Machine(Protocol):
+    """Where kernels run. Arrays lie in its memory: NumPy's description of them may be all that is here."""
+
+    @property
+    def device(self) -> Device: ...
+
+    def memory(self, n: int, dtype: str) -> Array:
+        """New memory for this call, not initialised."""
+
+    def upload(self, x: Array) -> Array:
+        """A small host vector, contiguous, in its memory."""
+
+    def run(self, launch: Launch, values: Mapping[str, Any]) -> None:
+        """Launch a kernel; `values` has its arguments by name: arrays, numbers, None for no memory."""
+
+
+def execute(problem: Problem, answer: Answer, machine: Machine) -> None:
+    """Fill the answer: kernels over rows, then the sums of what they leave of each."""
+    if not problem.rows:
+        _of_no_rows(problem, answer, machine)
+        return
+    total = total_weight(problem, machine) if problem.own_denominator else None
+    sums: dict[str, Array] = {}
+    if plan.takes_rows(problem, answer):
+        if problem.reduce and answer.loss is not None:
+            sums["loss"] = machine.memory(2 * problem.rows, plan.computed(problem))
+        _run_rows(problem, answer, machine, sums, total)
+    else:
+        for name in ("loss", "z_loss"):
+            if problem.reduce and getattr(answer, name) is not None:
+                sums[name] = machine.memory(problem.rows, "float64")
+        values = _general(problem, answer, machine) | sums | {"total": total}
+        machine.run(plan.general(problem, answer), values)
+    for name, rows in sums.items():
+        pairs = rows.size > problem.rows
+        _add_up(problem, rows, problem.rows, pairs, getattr(answer, name), total, machine)
+
+
+def _of_no_rows(problem: Problem, answer: Answer, machine: Machine) -> None:
+    """All there is to write is a sum, and that of an empty mean."""
+    if problem.own_denominator:
+        problem = problem._replace(denominator=0.0)
+    for into in (answer.loss, answer.z_loss) if problem.reduce else ():
+        if into is not None:
+            _add_up(problem, machine.memory(1, "float64"), 0, False, into, None, machine)
+
+
+def total_weight(problem: Problem, machine: Machine) -> Array:
+    """The denominator of a mean, found on the device and left there: (1,) float64."""
+    launch = plan.survey(problem)
+    values = _surveyed(problem, launch, machine)
+    machine.run(launch, values)
+    into = machine.memory(1, "float64")
+    _add_up(problem._replace(denominator=1.0), values["sums"], launch.blocks, True, into, None, machine)
+    return into
+
+
+def illegal(problem: Problem, machine: Machine, download: Callable[[Array], Array]) -> Illegal:
+    """The first illegal label and weights: a small kernel, whose findings are read back."""
+    if not _can_be_illegal(problem) or not problem.rows:
+        return Illegal()
+    launch = plan.survey(problem)
+    values = _surveyed(problem, launch, machine)
+    machine.run(launch, values)
+    found = download(values["found"]).reshape(-1, FOUND_BAD)
+    label, sample, of_class, bias = (int(next((i for i in part if i >= 0), -1)) for part in found.T)
+    value = 0
+    if label >= 0 and problem.labels is not None:
+        value = int(download(problem.labels[label : label + 1])[0])
+    return Illegal(label, value, sample, of_class, bias)
+
+
+def _can_be_illegal(problem: Problem) -> bool:
+    given = (problem.labels, problem.class_weight, problem.sample_weight, problem.logit_bias)
+    return any(x is not None for x in given)
+
+
+def _surveyed(problem: Problem, launch: Launch, machine: Machine) -> dict[str, Any]:
+    """The arguments of survey.py."""
+    return {
+        "labels": problem.labels,
+        "class_weight": problem.class_weight,
+        "sample_weight": problem.sample_weight,
+        "bias": problem.logit_bias,
+        "found": machine.memory(FOUND_BAD * launch.blocks, "int64"),
+        "sums": machine.memory(2 * launch.blocks, "float64"),
+        "n": problem.rows,
+        "classes": problem.classes,
+        "ignored": problem.ignore_index or 0,
+    }
+
+
+def _run_rows(
+    problem: Problem, answer: Answer, machine: Machine, sums: Mapping[str, Array], total: Array | None
+) -> None:
+    """The launches of rows.py, and of scales.py before them."""
+    real = plan.computed(problem)
+    launches = plan.rows(problem, answer, machine.device)
+    blocks = launches[0].blocks
+    of_grad = problem.grad_scale / problem.temperature
+    unit = 1.0 / problem.denominator
+    values: dict[str, Any] = {
+        "logits": problem.logits,
+        "labels": problem.labels,
+        "scales": None,
+        "grad": answer.grad,
+        "loss": answer.loss,
+        "found": machine.memory(blocks * FOUND, real) if len(launches) > 1 else None,
+        "n": problem.rows,
+        "classes": problem.classes,
+        "step": plan.step_of(problem.logits),
+        "grad_step": 0 if answer.grad is None else plan.step_of(answer.grad),
+        "ignored": problem.ignore_index or 0,
+        "parts": blocks // problem.rows,
+        **sums,
+    }
+    for name, factor in (
+        ("of_loss", unit),
+        ("of_grad", of_grad * unit),
+        ("over_t", 1.0 / problem.temperature),
+    ):
+        values[name], values[f"{name}_tail"] = plan.words(factor, real)
+    if plan.scaled(problem):
+        values["scales"] = machine.memory(problem.rows * SCALES, real)
+        given = {
+            "labels": problem.labels,
+            "class_weight": _vector(problem.class_weight, machine),
+            "sample_weight": problem.sample_weight,
+            "total": total,
+            "scales": values["scales"],
+            "n": problem.rows,
+            "classes": problem.classes,
+            "denominator": problem.denominator,
+            "of_grad": of_grad,
+        }
+        machine.run(plan.scales(problem), given)
+    for launch in launches:
+        machine.run(launch, values)
+
+
+def _general(problem: Problem, answer: Answer, machine: Machine) -> dict[str, Any]:
+    """The arguments of general.py."""
+    values: dict[str, Any] = {}
+    matrices = {
+        "logits": problem.logits,
+        "soft": problem.distribution,
+        "grad": answer.grad,
+        "hess_diag": answer.hess_diag,
+        "log_softmax": answer.log_softmax,
+    }
+    for name, x in matrices.items():
+        values[name] = x
+        values |= zip((f"{name}_{axis}" for axis in "abc"), plan.strides(x), strict=True)
+    values |= {name: getattr(answer, name) for name in ("loss", "z_loss", "lse", "log_prob", "entropy")}
+    values |= {
+        "labels": problem.labels,
+        "class_weight": _vector(problem.class_weight, machine),
+        "sample_weight": problem.sample_weight,
+        "bias": _vector(problem.logit_bias, machine),
+        "argmax": answer.argmax,
+        "correct": None if answer.correct is None else answer.correct.view(np.uint8),
+        "n": problem.rows,
+        "inner": problem.logits.shape[1],
+        "classes": problem.classes,
+        "ignored": problem.ignore_index or 0,
+        "smoothing": problem.label_smoothing,
+        "temperature": problem.temperature,
+        "cap": problem.softcap or 1.0,
+        "lam": problem.z_loss,
+        "denominator": problem.denominator,
+        "grad_scale": problem.grad_scale,
+    }
+    return values
+
+
+def _add_up(
+    problem: Problem,
+    values: Array,
+    count: int,
+    pairs: bool,
+    into: Array,
+    total: Array | None,
+    machine: Machine,
+) -> None:
+    """into[0] = the sum of `count` values, or pairs; of an empty mean, what the caller wants."""
+    *before, last = plan.totals(
+        count, plan.dtype_name(values.dtype), pairs, plan.dtype_name(into.dtype), total is not None
+    )
+    of = {"total": total, "denominator": problem.denominator, "empty": problem.empty}
+    for launch in before:
+        found = machine.memory(2 * launch.blocks, "float64")
+        machine.run(launch, {"values": values, "into": found, "n": count, **of})
+        values, count = found, launch.blocks
+    machine.run(last, {"values": values, "into": into, "n": count, **of})
+
+
+def _vector(x: Array | None, machine: Machine) -> Array | None:
+    return None if x is None else np.ascontiguousarray(x)

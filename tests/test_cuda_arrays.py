@@ -1,0 +1,275 @@
+"""Arrays on a device, by the protocols they speak. The device is the emulator: its memory is the host's."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+import sce
+from sce.device import describe, place_of
+
+pytest.importorskip("greenlet", reason="the emulator needs greenlet")
+
+from sce_backends.cuda import emulated, execute
+
+STREAM = 77
+PLACED = "pretended.cuda"
+rng = np.random.default_rng(0)
+
+
+class Placed:
+    """An array that says it is on a device, as CuPy's do, and has no other way to be read."""
+
+    def __init__(self, memory):
+        self.memory, self.device = memory, SimpleNamespace(id=0)
+
+    @property
+    def dtype(self):
+        return self.memory.dtype
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.memory.__array_interface__, "version": 3, "stream": STREAM}
+
+    def __array__(self, *args, **kwargs):
+        raise AssertionError("device memory was read from the host")
+
+    def __array_namespace__(self):
+        made = SimpleNamespace(empty=lambda shape, dtype, device: Placed(poisoned(shape, dtype)))
+        made.float32, made.float64, made.float16, made.int64 = np.float32, np.float64, np.float16, np.int64
+        made.bool = np.bool_
+        return made
+
+
+def poisoned(shape, dtype):
+    return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 1, dtype)
+
+
+def placed(x):
+    return None if x is None else Placed(np.array(x))
+
+
+@pytest.fixture(autouse=True)
+def pretended(monkeypatch):
+    """A backend for device arrays that runs in the emulator and remembers what was launched."""
+    module = ModuleType(PLACED)
+    module.on_device, module.debug, module.launches, module.problems = True, False, [], []
+    module.refuses = lambda problem: None
+    module.missing = lambda: None
+
+    def machine():
+        made = emulated.Machine()
+        made.launches = module.launches
+        return made
+
+    def run(problem, answer):
+        module.problems.append(problem)
+        execute.execute(problem, answer, machine())
+
+    module.run = run
+    module.inspect = lambda problem: execute.illegal(problem, machine(), np.copy)
+    module.total_weight = lambda problem: float(execute.total_weight(problem, machine())[0])
+    monkeypatch.setitem(sys.modules, PLACED, module)
+    yield module
+    sce.registry.load.cache_clear()
+
+
+def both(x, y, outputs=("loss", "grad"), **options):
+    """The answer on the device, and the reference's."""
+    arrays = {key: placed(v) if isinstance(v, np.ndarray) else v for key, v in options.items()}
+    got = sce.evaluate(placed(x), placed(y), outputs=outputs, backend=PLACED, **arrays)
+    return got, sce.evaluate(x, y, outputs=outputs, backend="reference", **options)
+
+
+def close(got, want):
+    for name in want._fields:
+        mine, theirs = getattr(got, name), np.asarray(getattr(want, name))
+        if name == "denominator":
+            assert mine == theirs
+            continue
+        assert isinstance(mine, Placed), name
+        assert mine.memory.shape == theirs.shape
+        assert mine.memory.dtype == theirs.dtype
+        np.testing.assert_allclose(mine.memory, theirs, rtol=2e-6, atol=1e-12, equal_nan=True)
+
+
+OPTIONS = {
+    "plain": {},
+    "ignored": {"ignore_index": 2},
+    "weights": {"class_weight": rng.uniform(1, 2, 6), "sample_weight": rng.normal(size=9)},
+    "float32 weights": {"class_weight": np.ones(6, "f4"), "sample_weight": np.arange(9, dtype="f4")},
+    "integer weights": {"sample_weight": np.arange(9)},
+    "given denominator": {"denominator": 3.0, "ignore_index": 2},
+    "general": {"label_smoothing": 0.1, "class_weight": rng.uniform(1, 2, 6), "ignore_index": 2},
+    "bias": {"logit_bias": np.append(rng.normal(size=5), -np.inf)},
+    "sum": {"reduction": "sum", "sample_weight": rng.normal(size=9)},
+    "none": {"reduction": "none", "sample_weight": rng.normal(size=9)},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("validate", [True, False])
+def test_values_and_types(options, validate):
+    x, y = rng.normal(size=(9, 6)).astype("f4"), rng.integers(0, 5, 9)
+    close(*both(x, y, validate=validate, **options))
+
+
+def test_all_outputs():
+    x, y = rng.normal(size=(9, 6)), rng.integers(0, 6, 9)
+    options = {"ignore_index": 1, "z_loss": 0.1}
+    close(*both(x, y, (*sce.checks.OUTPUTS,), **options))
+
+
+def test_distributions():
+    x, y = rng.normal(size=(9, 6)), rng.random((9, 6))
+    close(*both(x, y, sample_weight=rng.random(9)))
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u4", "i4", "u8"])
+def test_labels_of_any_integer_dtype_are_read_as_they_are(dtype):
+    x, y = rng.normal(size=(9, 6)).astype("f4"), rng.integers(0, 6, 9).astype(dtype)
+    close(*both(x, y, class_weight=rng.random(6)))
+
+
+@pytest.mark.parametrize(("axis", "order"), [(1, (0, 1, 2)), (0, (0, 1, 2)), (-1, (0, 2, 1)), (1, (0, 2, 1))])
+def test_any_axis_and_strides_without_a_copy(axis, order):
+    x = np.ascontiguousarray(rng.normal(size=(4, 5, 3)).astype("f4").transpose(order)).transpose(order)
+    y = rng.integers(0, x.shape[axis], np.delete(x.shape, axis))
+    close(*both(x, y, axis=axis))
+
+
+def test_a_layout_that_needs_a_copy_is_refused():
+    x = rng.normal(size=(3, 4, 5, 6)).astype("f4").transpose(2, 1, 0, 3)
+    y = rng.integers(0, 6, x.shape[:3])
+    with pytest.raises(sce.BackendError, match="on a device nothing is copied: pass contiguous arrays"):
+        sce.loss_and_grad(Placed(x), placed(y), backend=PLACED)
+    with pytest.raises(ValueError, match="target has gaps: on a device pass a contiguous array"):
+        sce.loss_and_grad(placed(rng.normal(size=(4, 6))), Placed(np.zeros(8, int)[::2]), backend=PLACED)
+
+
+def test_in_place_and_out():
+    x, y = rng.normal(size=(9, 300)).astype("f4"), rng.integers(0, 300, 9)
+    want = sce.loss_and_grad(x, y, backend="reference")[1]
+    into, own = placed(np.zeros_like(x)), placed(x)
+    assert sce.loss_and_grad(placed(x), placed(y), out=into, backend=PLACED)[1] is into
+    assert sce.loss_and_grad(own, placed(y), out=own, backend=PLACED)[1] is own
+    for got in (into, own):
+        np.testing.assert_allclose(got.memory, want, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("empty", ["nan", "zero"])
+@pytest.mark.parametrize("rows", [0, 4])
+def test_an_empty_mean_is_known_on_the_device_alone(empty, rows, pretended):
+    x, y = np.full((rows, 6), np.nan, "f4"), np.full(rows, -100)
+    loss, grad = sce.loss_and_grad(placed(x), placed(y), ignore_index=-100, empty=empty, backend=PLACED)
+    assert pretended.problems[-1].own_denominator
+    np.testing.assert_array_equal(loss.memory, np.float32(np.nan if empty == "nan" else 0))
+    np.testing.assert_array_equal(grad.memory, np.zeros_like(x))
+
+
+def test_a_bad_label_is_found_before_anything_is_written(pretended):
+    x, y = rng.normal(size=(2, 3, 6)).astype("f4"), rng.integers(0, 6, (2, 3)).astype("i4")
+    y[1, 1], y[1, 2] = 6, -1
+    into = placed(np.full_like(x, 7))
+    with pytest.raises(sce.LabelError, match=r"label 6 at position \(1, 1\) is outside \[0, 6\)"):
+        sce.loss_and_grad(placed(x), placed(y), out=into, backend=PLACED)
+    assert (into.memory == 7).all()
+    assert [type(launch.spec).__name__ for launch in pretended.launches] == ["Survey"]
+    y[1, 1] = -1  # now two are left out, and the last but one is not
+    y[1, 0] = -2
+    with pytest.raises(sce.LabelError, match=r"label -2 at position \(1, 0\)"):
+        sce.loss_and_grad(placed(x), placed(y), ignore_index=-1, out=into, backend=PLACED)
+
+
+def test_many_rows_are_surveyed_in_chunks():
+    y = np.zeros(40_000, "i4")
+    y[[33_333, 33_400]] = 9
+    x, labels = placed(np.zeros((40_000, 2), "f2")), placed(y)
+    problem = sce.problem.prepare(x, labels, outputs=("loss",)).problem
+    found = execute.illegal(problem, emulated.Machine(), np.copy)
+    assert found == sce.backend.Illegal(33_333, 9)
+    ignoring = sce.problem.prepare(x, labels, outputs=("loss",), ignore_index=0).problem
+    assert execute.total_weight(ignoring, emulated.Machine())[0] == 2
+
+
+@pytest.mark.parametrize("name", ["class_weight", "sample_weight", "logit_bias"])
+def test_a_bad_weight_is_found(name):
+    x, y = rng.normal(size=(6, 6)).astype("f4"), rng.integers(0, 6, 6)
+    weight = np.ones(6, "f4")
+    weight[[4, 5]] = np.nan
+    with pytest.raises(ValueError, match=f"{name} must be finite.*it is not at position 4"):
+        sce.loss_and_grad(placed(x), placed(y), backend=PLACED, **{name: placed(weight)})
+
+
+def test_not_validated_a_bad_label_makes_its_row_nan_and_nothing_waits(pretended):
+    x, y = rng.normal(size=(4, 6)).astype("f4"), np.array([0, 6, -1, 2**40])
+    options = {"reduction": "none", "validate": False}
+    loss, grad = sce.loss_and_grad(placed(x), placed(y), backend=PLACED, **options)
+    assert np.isnan(loss.memory).tolist() == [False, True, True, True]
+    assert np.isnan(grad.memory).all(axis=1).tolist() == [False, True, True, True]
+    assert "Survey" not in [type(launch.spec).__name__ for launch in pretended.launches]
+
+
+def test_the_callers_stream_goes_with_the_problem(pretended):
+    sce.cross_entropy(placed(np.zeros((2, 3))), placed(np.zeros(2, int)), backend=PLACED)
+    assert (pretended.problems[-1].stream, pretended.problems[-1].wait) == (STREAM, False)
+
+
+def test_softmax_and_logsumexp():
+    x = rng.normal(size=(5, 40)).astype("f4")
+    for function in (sce.softmax, sce.log_softmax, sce.logsumexp):
+        got, want = function(placed(x), backend=PLACED), function(x, backend="reference")
+        assert isinstance(got, Placed)
+        np.testing.assert_allclose(got.memory, want, rtol=1e-6)
+
+
+def test_auto_moves_nothing():
+    x, y = placed(np.zeros((2, 3), "f4")), placed(np.zeros(2, int))
+    decision = sce.explain(x, y)
+    assert decision.chosen in (None, "cuda")
+    assert (
+        "cpu",
+        "auto never moves data between host and device.",
+    ) in decision.passed_over or decision.chosen
+    with pytest.raises(sce.BackendError, match="logits live on a device"):
+        sce.loss_and_grad(x, y, backend="reference")
+
+
+class Packed:
+    """An array that speaks DLPack alone, as NumPy's does, and says that it is on a device."""
+
+    def __init__(self, memory, index=0):
+        self.memory, self.index = memory, index
+
+    def __dlpack_device__(self):
+        return (2, self.index)
+
+    def __dlpack__(self, *, stream):
+        assert stream == 1
+        return self.memory.__dlpack__()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "u4", "i8"])
+def test_dlpack(dtype):
+    x = np.arange(24).astype(dtype).reshape(4, 6)[::2, 1::2]
+    place = place_of(Packed(x, 3))
+    assert place == (3, 1, True)
+    view = describe(Packed(x), "x", place)
+    assert (view.ctypes.data, view.shape, view.strides, view.dtype) == (
+        x.ctypes.data, x.shape, x.strides, x.dtype,
+    )  # fmt: skip
+
+
+def test_several_devices_are_refused():
+    x, y = Packed(np.zeros((2, 3)), 0), Packed(np.zeros(2, int), 1)
+    with pytest.raises(sce.BackendError, match=r"several devices: logits on 0, target on 1"):
+        sce.loss_and_grad(x, y)
+
+
+def test_what_cannot_make_its_own_type_is_refused():
+    x, y = Packed(np.zeros((2, 3))), Packed(np.zeros(2, int))
+    with pytest.raises(TypeError, match="no way to make an array of its own type"):
+        sce.loss_and_grad(x, y, backend=PLACED)
