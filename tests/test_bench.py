@@ -68,6 +68,13 @@ def test_short_calls_are_repeated_and_warmed_up(monkeypatch):
     assert 100 <= last.count("a") < 200  # a turn lasts a millisecond
 
 
+def test_a_call_beyond_all_patience_has_the_turn_that_it_had(monkeypatch):
+    fake = Clock(monkeypatch)
+    times = alternate({"a": fake.call("a", 2.5), "b": fake.call("b", 0.5)}, Rounds(least=3, patience=2.0))
+    assert times == {"a": Times((2.5,)), "b": Times((0.5,) * 3)}
+    assert fake.log.count("a") == 1
+
+
 @pytest.mark.parametrize(
     ("turns", "spent", "done"),
     [

@@ -48,11 +48,18 @@ class Times(NamedTuple):
 
 
 def alternate(calls: Mapping[K, Callable[[], Any]], rounds: Rounds = ROUNDS) -> dict[K, Times]:
-    """Time the calls, one turn of each after the other. They have been called before: nothing compiles."""
-    repeats = {key: _repeats(call) for key, call in calls.items()}
-    seconds: dict[K, list[float]] = {key: [] for key in calls}
+    """Time the calls, one turn of each after the other. They have been called before: nothing compiles.
+
+    A call longer than the patience has one turn, its first: NumPy takes ten seconds for what others do in
+    half precision in a tenth of one.
+    """
+    repeats: dict[K, int] = {}
+    seconds: dict[K, list[float]] = {}
+    for key, call in calls.items():
+        repeats[key], took = _repeats(call)
+        seconds[key] = [took] if repeats[key] == 1 and took > rounds.patience else []
     spent = dict.fromkeys(calls, 0.0)
-    waiting = list(calls)
+    waiting = [key for key in calls if not seconds[key]]
     while waiting:
         for key in waiting:
             time.sleep(_SETTLE)
@@ -72,8 +79,9 @@ def _turn(call: Callable[[], Any], repeats: int) -> float:
     return time.perf_counter() - began
 
 
-def _repeats(call: Callable[[], Any]) -> int:
+def _repeats(call: Callable[[], Any]) -> tuple[int, float]:
+    """How many calls make a turn, and how long that turn took."""
     repeats = 1
     while (took := _turn(call, repeats)) < _TURN:
         repeats = min(2 * repeats, 1 + int(1.2 * repeats * _TURN / max(took, 1e-9)))
-    return repeats
+    return repeats, took
