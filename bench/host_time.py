@@ -2,8 +2,8 @@
 
     python bench/host_time.py [--cprofile]
 
-Launches, allocations and tensors are pretended (pretended_cuda.py), so to a figure of here a GPU's machine adds
-what these cost there: some microseconds per launch. Processor time; medians of the fastest halves of rounds.
+Launches, allocations and tensors are pretended (pretended_cuda.py): a machine with a GPU adds what these cost
+there, some microseconds per launch. Processor time; medians of the fastest halves of rounds.
 """
 
 from __future__ import annotations

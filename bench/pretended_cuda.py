@@ -262,7 +262,12 @@ def _cuda(world: World) -> dict[str, ModuleType]:
     bindings.driver = _driver(world)
     cuda: Any = ModuleType("cuda")
     cuda.core, cuda.bindings = core, bindings
-    return {"cuda": cuda, "cuda.core": core, "cuda.bindings": bindings, "cuda.bindings.driver": bindings.driver}
+    return {
+        "cuda": cuda,
+        "cuda.core": core,
+        "cuda.bindings": bindings,
+        "cuda.bindings.driver": bindings.driver,
+    }
 
 
 def _driver(world: World) -> Any:

@@ -143,6 +143,7 @@ def loss_and_grad(
         grad_scale=grad_scale,
         out=out,
         validate=validate,
+        recognise=True,
     )
     values = solve(request, obtain(request.problem, backend))
     return values["loss"], values["grad"]
@@ -192,6 +193,7 @@ def cross_entropy(
         denominator=denominator,
         empty=empty,
         validate=validate,
+        recognise=True,
     )
     return solve(request, obtain(request.problem, backend))["loss"]
 
@@ -285,6 +287,7 @@ def evaluate(
         grad_scale=grad_scale,
         out=out,
         validate=validate,
+        recognise=True,
     )
     chosen: Any = obtain(request.problem, backend)
     values = solve(request, chosen)
@@ -308,7 +311,14 @@ def softmax(
     array([0.5, 0.5, 0. ])
     """
     request = prepare(
-        x, name="x", outputs=("grad",), axis=axis, temperature=temperature, reduction="none", out=out
+        x,
+        name="x",
+        outputs=("grad",),
+        axis=axis,
+        temperature=temperature,
+        reduction="none",
+        out=out,
+        recognise=True,
     )
     # d logsumexp(x / T) / dx carries a factor 1 / T that softmax does not.
     problem = request.problem._replace(grad_scale=request.problem.temperature)
@@ -328,7 +338,14 @@ def log_softmax(
     array([-4.24835426e-18, -4.00000000e+01])
     """
     request = prepare(
-        x, name="x", outputs=("log_softmax",), axis=axis, temperature=temperature, reduction="none", out=out
+        x,
+        name="x",
+        outputs=("log_softmax",),
+        axis=axis,
+        temperature=temperature,
+        reduction="none",
+        out=out,
+        recognise=True,
     )
     return solve(request, obtain(request.problem, backend))["log_softmax"]
 
@@ -344,7 +361,9 @@ def logsumexp(
     >>> round(float(sce.logsumexp([1000.0, 1000.0])), 4)
     1000.6931
     """
-    request = prepare(x, name="x", outputs=("lse",), axis=axis, temperature=temperature, reduction="none")
+    request = prepare(
+        x, name="x", outputs=("lse",), axis=axis, temperature=temperature, reduction="none", recognise=True
+    )
     if out is not None and request.problem.on_device:
         raise TypeError("out of logsumexp is for host arrays: on a device take what it returns.")
     if out is not None:
@@ -431,7 +450,7 @@ def _solve_on_device(request: Request, backend: Any) -> dict[str, Any]:
 
 
 def _as_aligned(call: _Call, at: list[Any]) -> bool:
-    """Are new arrays aligned to 16 bytes, as allocators have them? What the caller gave is looked up by that."""
+    """Are new arrays aligned to 16 bytes, as those that allocators make are?"""
     for make, where in zip(reversed(call.makers), reversed(at), strict=False):
         if make is not None and where & 15:
             return False

@@ -74,8 +74,12 @@ def prepare(
     grad_scale: float = 1.0,
     out: Any = None,
     validate: bool = True,
+    recognise: bool = False,
 ) -> Request:
-    """Check everything, then build. Without a target: softmax and its relatives (q = 0, Q = 1)."""
+    """Check everything, then build. Without a target: softmax and its relatives (q = 0, Q = 1).
+
+    `recognise`: on a device, the request may be that of an earlier call (see `Request`), for `solve` alone.
+    """
     arrays = {
         name: logits,
         "target": None if target is NO_TARGET else target,
@@ -86,8 +90,7 @@ def prepare(
     }
     outputs = tuple(outputs)
     key = None
-    asked = [logits, None if target is NO_TARGET else target, class_weight, sample_weight, logit_bias, out]
-    if type(logits) is not np.ndarray and (seen := glance(asked)) is not None:
+    if recognise and type(logits) is not np.ndarray and (seen := glance([*arrays.values()])) is not None:
         options = (
             name, axis, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction, denominator,
             empty, grad_scale, validate, outputs, target is NO_TARGET,
@@ -174,7 +177,7 @@ def prepare(
     if place is not None:
         problem = problem._replace(device=place.device, stream=place.stream, wait=place.wait)
         request = Request(problem, where, x, out, problem.empty)
-        alike = None if key is None else _remembered(key, request)
+        alike = None if key is None else _remembered(key, request, len(seen.at))
         return request._replace(given=given, given_out=given_out, alike=alike)
     return Request(problem, where, x, out, problem.empty)
 
@@ -183,12 +186,13 @@ _known: dict[Any, Alike] = {}
 _MOST_KNOWN = 1024
 
 
-def _remembered(key: Any, request: Request) -> Alike | None:
-    """From now on, such calls are recognised."""
+def _remembered(key: Any, request: Request, count: int) -> Alike | None:
+    """From now on, such calls are recognised. `count` arrays were seen."""
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    alike = Alike(request)
     try:
-        if len(_known) >= _MOST_KNOWN:
-            _known.clear()
-        return _known.setdefault(key, Alike(request))
+        return _known.setdefault(key, alike) if len(alike.bounds) == count else None
     except TypeError:  # an option that cannot be looked up
         return None
 
@@ -217,7 +221,7 @@ def _reach(x: Array) -> tuple[int, int]:
 
 
 def _apart(bounds: list[tuple[int, int]], at: tuple[int, ...]) -> bool:
-    """Is `out`, the last, the logits, or without memory of an input? If not, the long way has a closer look."""
+    """Is `out`, the last, the logits or apart from all inputs? If not, the long way has a closer look."""
     low, high = bounds[-1][0] + at[-1], bounds[-1][1] + at[-1]
     for i in range(at[0] == at[-1], len(at) - 1):
         if low < at[i] + bounds[i][1] and at[i] + bounds[i][0] < high:
@@ -237,7 +241,9 @@ def elsewhere(request: Request) -> Request:
         return request
     first = request.alike.first
     names = [name for name in _ARRAYS if getattr(first.problem, name) is not None]
-    moved = {name: _moved(getattr(first.problem, name), at) for name, at in zip(names, request.at, strict=False)}
+    moved = {
+        name: _moved(getattr(first.problem, name), at) for name, at in zip(names, request.at, strict=False)
+    }
     out = None if first.out is None else _moved(first.out, request.at[-1])
     frozen = {name: _frozen(x) for name, x in moved.items()}
     whole = request.problem._replace(**frozen, stream=request.stream)

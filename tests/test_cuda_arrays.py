@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sce
-from sce.backend import arrays, memory_at
+from sce.backend import memory_at
 from sce.device import describe, library_of, place_of
 
 pytest.importorskip("greenlet", reason="the emulator needs greenlet")
@@ -74,10 +74,12 @@ def pretended(monkeypatch):
             self.given = problem, answer
 
         def there(self, at):
-            found = zip(arrays(*self.given).items(), at, strict=True)
-            moved = {name: memory_at(where, x.shape, x.dtype, x.strides) for (name, x), where in found}
-            return (part._replace(**{k: x for k, x in moved.items() if isinstance(getattr(part, k, 0), np.ndarray)})
-                    for part in self.given)  # fmt: skip
+            found = iter(at)
+            for part in self.given:
+                arrays_of = {k: x for k, x in part._asdict().items() if isinstance(x, np.ndarray)}
+                yield part._replace(
+                    **{k: memory_at(next(found), x.shape, x.dtype, x.strides) for k, x in arrays_of.items()}
+                )
 
         def inspect(self, at, stream):
             return execute.illegal(next(self.there(at)), machine(), np.copy)

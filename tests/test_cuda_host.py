@@ -54,7 +54,9 @@ def test_numbas_own_cuda_is_not_enough(monkeypatch):
     made = ModuleType("numba.cuda")
     made.__file__ = "/site-packages/numba/cuda/__init__.py"
     monkeypatch.setitem(sys.modules, "numba.cuda", made)
-    assert "numba.cuda is Numba's own, which compiles nothing without a driver: pip install" in absence.absent()
+    assert (
+        "numba.cuda is Numba's own, which compiles nothing without a driver: pip install" in absence.absent()
+    )
 
 
 @pytest.mark.parametrize("library", ["nvvm", "nvrtc", "nvJitLink"])
@@ -67,7 +69,9 @@ def test_a_compiler_library_that_does_not_load_is_named(monkeypatch, library):
 
     monkeypatch.setattr(pathfinder, "load_nvidia_dynamic_lib", load)
     why = absence._toolkit()
-    assert why.startswith(f"the compiler's library {library} does not load (OSError): pip install 'sce[cuda]'")
+    assert why.startswith(
+        f"the compiler's library {library} does not load (OSError): pip install 'sce[cuda]'"
+    )
     assert f"'cuda-toolkit[{library.lower()}]==13.0.*'" in why
 
 
@@ -105,7 +109,10 @@ class Driver(SimpleNamespace):
             {"status": "absent"},
             "no NVIDIA driver: libcuda does not load. Install the driver of your GPU, 580 or",
         ),
-        ({"status": 3}, 'forked from another, and does not work here: start processes with multiprocessing\'s "spawn"'),
+        (
+            {"status": 3},
+            'forked from another, and does not work here: start processes with multiprocessing\'s "spawn"',
+        ),
         ({"status": 100}, "the NVIDIA driver sees no device: is CUDA_VISIBLE_DEVICES empty"),
         ({"status": SimpleNamespace(name="CUDA_ERROR_UNKNOWN")}, "does not start: CUDA_ERROR_UNKNOWN"),
         ({"status": 0, "version": 13000, "devices": []}, "sees no device"),

@@ -1,4 +1,4 @@
-"""Why no kernel runs here, and what to install or do about it: packages, toolkit, driver, device, in this order."""
+"""Why no kernel runs here, and what to do about it: packages, toolkit, driver, device, in this order."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from . import cache
 LEAST = (8, 0)  # compute capability: bfloat16 conversions and a maximum that keeps NaN
 INSTALL = "pip install 'sce[cuda]'"
 NO_DEVICE = (
-    "the NVIDIA driver sees no device: is CUDA_VISIBLE_DEVICES empty, or the GPU not passed on to this container"
-    " or virtual machine?"
+    "the NVIDIA driver sees no device: is CUDA_VISIBLE_DEVICES empty, or the GPU not passed on to this"
+    " container or virtual machine?"
 )
 FORKED = (
     "CUDA was in use when this process was forked from another, and does not work here: start processes with"
-    " multiprocessing's \"spawn\" instead."
+    ' multiprocessing\'s "spawn" instead.'
 )
 started = forked = False  # CUDA in this process; and in the one that it was forked from
 
@@ -76,9 +76,7 @@ def _driver() -> str | None:
     if status == driver.CUresult.CUDA_ERROR_NOT_INITIALIZED:  # another library began with it
         return FORKED
     if status != driver.CUresult.CUDA_SUCCESS:
-        return (
-            f"the NVIDIA driver does not start: {status.name}. Does nvidia-smi run? Update or reinstall the driver."
-        )
+        return f"the NVIDIA driver does not start: {status.name}. Does nvidia-smi run? If not, reinstall it."
     started = True
     _, number = driver.cuDriverGetVersion()
     _, count = driver.cuDeviceGetCount()

@@ -34,7 +34,7 @@ def compiled(spec: Spec, capability: tuple[int, int], bounds: tuple[int, int]) -
 
 
 class Gpu:
-    """A device, once in a process: its context (the primary one, as libraries' are), memory, loaded kernels."""
+    """A device, once in a process: its primary context, which libraries use too, its memory, its kernels."""
 
     def __init__(self, index: int) -> None:
         from cuda.bindings import driver
@@ -86,7 +86,7 @@ class Gpu:
         return into
 
     def upload(self, x: Array, at: int, stream: Any) -> None:
-        """Copy a contiguous host array. From memory that is not pinned the driver takes it before it returns."""
+        """Copy a contiguous host array. The driver has read what is not pinned before it returns."""
         checked(self._driver.cuMemcpyHtoDAsync(at, x.ctypes.data, x.nbytes, int(stream.handle)))
 
     def refuse_capture(self, stream: Any) -> None:
@@ -94,8 +94,8 @@ class Gpu:
         status, mode = self._driver.cuStreamIsCapturing(int(stream.handle))
         if status != 0 or int(mode) != 0:
             raise BackendError(
-                "the stream is being captured into a graph, and what has to be read back from the device cannot"
-                " be: pass validate=False, and do not ask for the denominator."
+                "the stream is being captured into a graph, so nothing can be read back from the device:"
+                " pass validate=False, and do not ask for the denominator."
             )
 
 
@@ -189,7 +189,9 @@ class Bound:
                 return Illegal()
             self._survey = Played(self._gpu, recorder.program()), found, recorder.place(found)[1]
         played, found, offset = self._survey
-        labels = [*arrays(self._problem, self._answer)].index("labels") if self._problem.labels is not None else 0
+        labels = (
+            [*arrays(self._problem, self._answer)].index("labels") if self._problem.labels is not None else 0
+        )
         on = stream_of(self._gpu.index, stream)
         self._gpu.refuse_capture(on)
 
@@ -226,7 +228,9 @@ def run_on_host(problem: Problem, answer: Answer) -> None:
     on = stream_of(gpu.index, LEGACY)
     given = {name: np.ascontiguousarray(x) for name, x in arrays(problem, Answer()).items()}
     wanted = {name: x for name, x in answer._asdict().items() if x is not None}
-    ends = [*accumulate(-(-max(1, x.nbytes) // ALIGNED) * ALIGNED for x in (*given.values(), *wanted.values()))]
+    ends = [
+        *accumulate(-(-max(1, x.nbytes) // ALIGNED) * ALIGNED for x in (*given.values(), *wanted.values()))
+    ]
     entered = gpu.enter()
     memory = gpu.memory.allocate(ends[-1], stream=on)
     try:

@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Launches in order. Arrays are numbered as `arrays` has them; the next number is the scratch memory's."""
+    """Launches in order. Arrays have the numbers of their places in `arrays`; scratch memory has the next."""
 
     steps: tuple[Step, ...]
     scratch: int  # bytes
@@ -75,7 +75,7 @@ class Recorder:
 
 
 def packed(kind: str, value: Any) -> Any:
-    """A kernel's argument as cuda.core takes it: integers of 64 bits, floats by their type; addresses later."""
+    """An argument as cuda.core takes it: integers of 64 bits, floats by their type; addresses come later."""
     if kind.startswith("*"):
         return 0
     if kind == "float32":
