@@ -202,6 +202,15 @@ def test_a_bad_label_is_found_before_anything_is_written(pretended):
         sce.loss_and_grad(placed(x), placed(y), ignore_index=-1, out=into, backend=PLACED)
 
 
+def test_an_unsigned_label_is_never_a_negative_one():
+    x, y = rng.normal(size=(3, 6)).astype("f4"), np.array([0, 2**64 - 1, 3], "u8")
+    with pytest.raises(sce.LabelError, match=f"label {2**64 - 1} at position 1"):
+        sce.loss_and_grad(placed(x), placed(y), ignore_index=-1, backend=PLACED)
+    options = {"ignore_index": -1, "validate": False, "reduction": "none"}
+    loss, _ = sce.loss_and_grad(placed(x), placed(y), backend=PLACED, **options)
+    assert np.isnan(loss.memory).tolist() == [False, True, False]
+
+
 def test_many_rows_are_surveyed_in_chunks():
     y = np.zeros(40_000, "i4")
     y[[33_333, 33_400]] = 9

@@ -398,6 +398,37 @@ def test_a_changed_kernel_is_found(monkeypatch, mutant):
     assert re.search(words, said), said
 
 
+SMOOTH_MUTANTS = {
+    "nobody counts": ("n = n + one_real", "n = n + zero"),
+    "a lane for itself": ("                z_h, z_t = gather(z_h, z_t)\n", ""),
+    "a block for itself": ("                z_h, z_t = of_cluster_total(z_h, z_t)\n", ""),
+    "the edge is forgotten": ("z_h, z_t, n = one_logit(of_edge,", "_, _, n = one_logit(of_edge,"),
+    "half a slope": ("bend, bend_t = bend + bend, bend_t + bend_t", "pass"),
+    "added, not taken": ("fma(e, by_tail, -less)", "fma(e, by_tail, less)"),
+    "the target like the others": ("q_h, q_t = add(q_h, q_t, -others, -others_tail)", "pass"),
+    "a faded sum": ("        if faded:\n            h, t = add", "        if False:\n            h, t = add"),
+    "the base is forgotten": ("g, error = add(lse_h, lse_t, base, zero)", "g, error = lse_h, lse_t"),
+    "parts with one base": ("                g, error = multiply(g, error, many, zero)\n", ""),
+}
+
+
+@pytest.mark.parametrize("mutant", SMOOTH_MUTANTS)
+def test_a_change_to_smoothing_and_z_loss_is_found(monkeypatch, mutant):
+    old, new = SMOOTH_MUTANTS[mutant]
+    monkeypatch.setattr(
+        kernels, "_HOME", {**kernels._HOME, plan.Rows: changed(monkeypatch, "rows", old, new)}
+    )
+    way = {"a block for itself": "cluster", "parts with one base": "split"}.get(mutant, "warp with an edge")
+    classes = ways(monkeypatch, way)
+    x = (np.random.default_rng(3).normal(size=(3, classes)) * 3).astype("f4")
+    y = np.array([0, classes - 1, classes // 2])
+    x[1, -1] = 200
+    x[2] += 40000
+    x[2, : classes // 2] -= 20000
+    _, _, wrong = solve(x, y, label_smoothing=0.2, z_loss=0.1)
+    assert wrong, f"nobody noticed {mutant}"
+
+
 def changed(monkeypatch, name, old, new):
     """rows.py, with one line of it, or of what it stands on, changed."""
     text = (HOME / f"{name}.py").read_text("utf-8")

@@ -9,6 +9,7 @@ import pytest
 
 from sce.backend import Answer, memory_at
 from sce.problem import prepare
+from sce_backends import cuda
 from sce_backends.cuda import plan
 from sce_backends.cuda.group import WARP
 from sce_backends.cuda.plan import Device
@@ -203,6 +204,15 @@ def test_the_grid_covers_every_row_once(rows, classes):
         assert 0 <= launch.blocks // shape.pieces * spec.groups - rows < spec.groups
         assert launch.threads == spec.lanes * spec.groups
     assert len(launches) == (2 if spec.parts == "first" else 1)
+
+
+def test_more_rows_than_a_grid_has_are_refused():
+    made, answer = problem((9, 3), softcap=30.0)
+    for rows, why in ((cuda.MOST_ROWS - 1, None), (cuda.MOST_ROWS, "rows are more than a launch takes")):
+        many = made._replace(rows=rows)
+        said = cuda.refuses(many)
+        assert (said is None) if why is None else why in said
+    assert plan.general(made._replace(rows=cuda.MOST_ROWS - 1), answer).blocks < 1 << 31 <= (1 << 33) // 4
 
 
 @pytest.mark.parametrize("rows", [1, CHUNK, CHUNK + 1, CHUNK**2, CHUNK**2 + 1])

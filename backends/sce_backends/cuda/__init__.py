@@ -16,10 +16,14 @@ from sce.backend import DTYPES, Answer, Bound, Problem
 on_device: bool = True
 debug: bool = False
 
+MOST_ROWS = 1 << 33  # at four of them a block, a grid has no more
+
 
 def refuses(problem: Problem) -> str | None:
     if problem.dtype not in DTYPES:
         return f"dtype is {problem.dtype}, not one of {', '.join(DTYPES)}."
+    if problem.rows >= MOST_ROWS:
+        return f"{problem.rows} rows are more than a launch takes, {MOST_ROWS - 1}: pass them in parts."
     return None
 
 

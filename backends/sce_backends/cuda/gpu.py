@@ -174,6 +174,7 @@ class Bound:
         recorder = Recorder(problem, answer, self._gpu.device)
         execute(problem, answer, recorder)
         self._played = Played(self._gpu, recorder.program())
+        self._labels = None if problem.labels is None else recorder.place(problem.labels)[0]
         self._survey: tuple[Played, Array, int] | None = None
 
     def run(self, at: Sequence[int], stream: int) -> None:
@@ -189,16 +190,14 @@ class Bound:
                 return Illegal()
             self._survey = Played(self._gpu, recorder.program()), found, recorder.place(found)[1]
         played, found, offset = self._survey
-        labels = (
-            [*arrays(self._problem, self._answer)].index("labels") if self._problem.labels is not None else 0
-        )
         on = stream_of(self._gpu.index, stream)
         self._gpu.refuse_capture(on)
 
         def read(scratch: int) -> Illegal:
             there = self._problem
-            if there.labels is not None:
-                there = there._replace(labels=memory_at(at[labels], there.labels.shape, there.labels.dtype))
+            if there.labels is not None and self._labels is not None:
+                x = memory_at(at[self._labels], there.labels.shape, there.labels.dtype)
+                there = there._replace(labels=x)
             down = partial(self._gpu.download, stream=on)
             return verdict(there, down(memory_at(scratch + offset, found.shape, found.dtype)), down)
 
@@ -231,9 +230,9 @@ def run_on_host(problem: Problem, answer: Answer) -> None:
     ends = [
         *accumulate(-(-max(1, x.nbytes) // ALIGNED) * ALIGNED for x in (*given.values(), *wanted.values()))
     ]
-    entered = gpu.enter()
-    memory = gpu.memory.allocate(ends[-1], stream=on)
+    entered, memory = gpu.enter(), None
     try:
+        memory = gpu.memory.allocate(ends[-1], stream=on)
         at = [int(memory.handle) + begin for begin in (0, *ends[:-1])]
         there = {
             name: memory_at(where, x.shape, x.dtype)
@@ -249,7 +248,8 @@ def run_on_host(problem: Problem, answer: Answer) -> None:
         for name, x in wanted.items():
             x[...] = gpu.download(there[name], on)
     finally:
-        memory.close(on)
+        if memory is not None:
+            memory.close(on)
         if entered:
             gpu.leave()
 

@@ -188,7 +188,7 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
         smooth=problem.label_smoothing != 0.0,
         squared=problem.z_loss != 0.0,
         scaled=scaled(problem),
-        ignores=problem.ignore_index is not None,
+        ignores=ignores(problem),
     )
     return _rows(facts, device, (BLOCK, WIDE_BLOCK, GROUP_THREADS, _LONG))
 
@@ -240,6 +240,13 @@ def blocks_of(shape: Shape, width: int, size: int, more: bool) -> int:
     return max(1, (1 << 16) // (registers * shape.threads))
 
 
+def ignores(problem: Problem) -> bool:
+    """Can a label be the ignored one? Unsigned ones are never negative, but read as int64 the largest are."""
+    if problem.ignore_index is None or problem.labels is None:
+        return False
+    return problem.ignore_index >= 0 or problem.labels.dtype.kind == "i"
+
+
 def scaled(problem: Problem) -> bool:
     """Do the rows' scales differ, or are they known on the device alone?"""
     given = (problem.sample_weight, problem.class_weight)
@@ -272,7 +279,7 @@ def survey(problem: Problem) -> Launch:
         weighted=problem.class_weight is not None,
         sampled=problem.sample_weight is not None,
         biased=problem.logit_bias is not None,
-        ignores=problem.ignore_index is not None,
+        ignores=ignores(problem),
     )
     return Launch(spec, max(1, -(-problem.rows // CHUNK)), THREADS)
 
@@ -297,7 +304,7 @@ def general(problem: Problem, answer: Answer) -> Launch:
         sampled=problem.sample_weight is not None,
         biased=problem.logit_bias is not None,
         capped=problem.softcap is not None,
-        ignores=problem.ignore_index is not None,
+        ignores=ignores(problem),
         device_total=problem.own_denominator,
         lanes=lanes,
         rows=groups,
