@@ -286,7 +286,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
 
     @d.inline
     def loss_of(r, r_tail, e, s, s_tail, z, z_tail, k):
-        """lse - z_y as a pair: log1p(R / E), or log S - (z_y - k ln 2) where E vanishes. z is less the base."""
+        """lse - z_y as a pair: log1p(R / E), or log S - (z_y - k ln 2) where E vanishes; z less the base."""
         if e >= low:
             q, q_tail = divide(r, r_tail, e, zero)
             h, t = log1p(q, q_tail)
