@@ -9,6 +9,7 @@ reference (`sce_backends/reference.py`) is their definition in code.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -73,7 +74,7 @@ class Problem(NamedTuple):
     grad_scale: float = 1.0  # multiplies the gradient alone
     device: int = 0  # on a device: its index,
     stream: int = 0  # the caller's stream on it, by its handle,
-    wait: bool = False  # and whether nothing may be under way when `run` returns
+    wait: bool = False  # and whether nothing may be under way when a call returns
 
 
 class Answer(NamedTuple):
@@ -117,16 +118,34 @@ def memory_at(
     return found if found.dtype == dtype else found.view(dtype)
 
 
+def arrays(problem: Problem, answer: Answer) -> dict[str, Array]:
+    """A problem's arrays and an answer's, by name, in the order of their fields."""
+    both = zip(problem._fields + answer._fields, (*problem, *answer), strict=True)
+    return {name: x for name, x in both if isinstance(x, np.ndarray)}
+
+
+class Bound(Protocol):
+    """A problem on a device, worked out but for addresses: for every call whose arrays are alike.
+
+    `at` are the addresses of all arrays, in the order of `arrays`: as well aligned to 16 bytes, and as equal,
+    as those that it was made for. `stream` is a handle.
+    """
+
+    def inspect(self, at: Sequence[int], stream: int) -> Illegal:
+        """What `validate=True` needs to know before anything is written. Waits for the device."""
+
+    def run(self, at: Sequence[int], stream: int) -> None:
+        """Fill the answer. Waits for nothing, but where the problem says so."""
+
+
 class Backend(Protocol):
     """A module with these names, registered under the entry point group "sce.backends".
 
     It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...). One
     that takes arrays on a device has besides
 
-        inspect(problem) -> Illegal           what `validate=True` needs to know before anything is written
-        total_weight(problem) -> float        D, where it is to add it up and the caller asks for it
-
-    both of which wait for the device.
+        bind(problem, answer) -> Bound        what is asked of it instead of `run` there
+        total_weight(problem) -> float        D, where it is to add it up and the caller asks; it waits
     """
 
     @property

@@ -11,15 +11,35 @@ import numpy as np
 
 from . import checks
 from .backend import Array, BackendError, Problem, TargetKind, memory_at
-from .device import Place, describe, place_of
+from .device import Glance, Place, describe, glance, place_of, read_only
 from .layout import Layout, as_host, dtype_name, layout, native, on_device
 
 NO_TARGET: Any = object()  # not None: a target that is None is somebody's mistake
 _BLOCK = 1 << 16  # rows summed at once, so that the temporaries of a denominator stay small
 
 
+_ARRAYS = ("logits", "labels", "distribution", "class_weight", "sample_weight", "logit_bias")  # of a Problem
+
+
+class Alike:
+    """What calls on a device have in common whose arrays and options are alike."""
+
+    __slots__ = ("bounds", "calls", "facts", "first")
+
+    def __init__(self, first: Request) -> None:
+        self.first = first  # the first such call's request, without the caller's arrays
+        self.facts = bare(first.problem)
+        self.calls: dict[Any, Any] = {}  # what the public functions keep
+        given = [*(getattr(first.problem, name) for name in _ARRAYS), first.out]
+        self.bounds = [_reach(x) for x in given if x is not None]
+
+
 class Request(NamedTuple):
-    """A Problem, and what the public functions need to hand its answer back in the caller's shapes."""
+    """A Problem, and what the public functions need to hand its answer back in the caller's shapes.
+
+    On a device a call like an earlier one is recognised: then `problem` has no arrays but the facts and
+    options alone, and `at` says where the arrays are. `elsewhere` makes a whole request of it.
+    """
 
     problem: Problem
     layout: Layout
@@ -28,6 +48,9 @@ class Request(NamedTuple):
     empty: float  # the loss of an empty mean
     given: Any = None  # on a device: the logits and `out` as the caller has them; the others describe them
     given_out: Any = None
+    alike: Alike | None = None
+    at: tuple[int, ...] = ()  # of logits, target, weights, bias, out, those that there are
+    stream: int = 0
 
 
 def prepare(
@@ -51,8 +74,12 @@ def prepare(
     grad_scale: float = 1.0,
     out: Any = None,
     validate: bool = True,
+    recognise: bool = False,
 ) -> Request:
-    """Check everything, then build. Without a target: softmax and its relatives (q = 0, Q = 1)."""
+    """Check everything, then build. Without a target: softmax and its relatives (q = 0, Q = 1).
+
+    `recognise`: on a device, the request may be that of an earlier call (see `Request`), for `solve` alone.
+    """
     arrays = {
         name: logits,
         "target": None if target is NO_TARGET else target,
@@ -61,10 +88,23 @@ def prepare(
         "logit_bias": logit_bias,
         "out": out,
     }
+    outputs = tuple(outputs)
+    key = None
+    if recognise and type(logits) is not np.ndarray and (seen := glance([*arrays.values()])) is not None:
+        options = (
+            name, axis, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction, denominator,
+            empty, grad_scale, validate, outputs, target is NO_TARGET,
+        )  # fmt: skip
+        in_place = out is not None and seen.at[0] == seen.at[-1]
+        key = seen.common, options, tuple(map(type, options)), in_place
+        if (found := _recognised(key, seen, logits, out)) is not None:
+            return found
     place = _place(arrays)
     given, given_out, device = logits, out, place is not None
     if place is not None:
-        arrays = {key: None if a is None else describe(a, key, place) for key, a in arrays.items()}
+        if out is not None and read_only(out):
+            raise ValueError("out is read-only: pass an array that can be written to; JAX's cannot.")
+        arrays = {word: None if a is None else describe(a, word, place) for word, a in arrays.items()}
         logits, class_weight, out = arrays[name], arrays["class_weight"], arrays["out"]
         sample_weight, logit_bias = arrays["sample_weight"], arrays["logit_bias"]
         target = target if target is NO_TARGET else arrays["target"]
@@ -136,8 +176,82 @@ def prepare(
     )
     if place is not None:
         problem = problem._replace(device=place.device, stream=place.stream, wait=place.wait)
-        return Request(problem, where, x, out, problem.empty, given, given_out)
+        request = Request(problem, where, x, out, problem.empty)
+        alike = None if key is None else _remembered(key, request, len(seen.at))
+        return request._replace(given=given, given_out=given_out, alike=alike)
     return Request(problem, where, x, out, problem.empty)
+
+
+_known: dict[Any, Alike] = {}
+_MOST_KNOWN = 1024
+
+
+def _remembered(key: Any, request: Request, count: int) -> Alike | None:
+    """From now on, such calls are recognised. `count` arrays were seen."""
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    alike = Alike(request)
+    try:
+        return _known.setdefault(key, alike) if len(alike.bounds) == count else None
+    except TypeError:  # an option that cannot be looked up
+        return None
+
+
+def _recognised(key: Any, seen: Glance, logits: Any, out: Any) -> Request | None:
+    """The request of a call like an earlier one, which needs no more checks but where `out` lies."""
+    try:
+        alike = _known.get(key)
+    except TypeError:
+        return None
+    if alike is None or (out is not None and not _apart(alike.bounds, seen.at)):
+        return None
+    first = alike.first
+    return Request(
+        alike.facts, first.layout, first.like, None, first.empty, logits, out, alike, seen.at, seen.stream
+    )
+
+
+def _reach(x: Array) -> tuple[int, int]:
+    """Bytes from an array's address to its lowest byte, and behind its highest."""
+    if not x.size:
+        return 0, 0
+    low, high = np.lib.array_utils.byte_bounds(x)
+    at = x.__array_interface__["data"][0]
+    return low - at, high - at
+
+
+def _apart(bounds: list[tuple[int, int]], at: tuple[int, ...]) -> bool:
+    """Is `out`, the last, the logits or apart from all inputs? If not, the long way has a closer look."""
+    low, high = bounds[-1][0] + at[-1], bounds[-1][1] + at[-1]
+    for i in range(at[0] == at[-1], len(at) - 1):
+        if low < at[i] + bounds[i][1] and at[i] + bounds[i][0] < high:
+            return False
+    return True
+
+
+def bare(problem: Problem) -> Problem:
+    """Its facts and options, without arrays and stream: something to compare and to look up by."""
+    nothing: Any = None
+    return problem._replace(**dict.fromkeys(_ARRAYS, nothing), stream=0)
+
+
+def elsewhere(request: Request) -> Request:
+    """A whole request of one that was recognised: its arrays described, where they are in this call."""
+    if request.alike is None or not request.at:
+        return request
+    first = request.alike.first
+    names = [name for name in _ARRAYS if getattr(first.problem, name) is not None]
+    moved = {
+        name: _moved(getattr(first.problem, name), at) for name, at in zip(names, request.at, strict=False)
+    }
+    out = None if first.out is None else _moved(first.out, request.at[-1])
+    frozen = {name: _frozen(x) for name, x in moved.items()}
+    whole = request.problem._replace(**frozen, stream=request.stream)
+    return request._replace(problem=whole, out=out, at=())
+
+
+def _moved(x: Array, at: int) -> Array:
+    return memory_at(at, x.shape, x.dtype, x.strides)
 
 
 def _place(arrays: dict[str, Any]) -> Place | None:
@@ -152,7 +266,9 @@ def _place(arrays: dict[str, Any]) -> Place | None:
     if len({place.device for place in places}) > 1:
         devices = ", ".join(f"{key} on {place.device}" for key, place in zip(placed, places, strict=True))
         raise BackendError(f"the arrays are on several devices: {devices}. Move them to one place first.")
-    return places[0]._replace(wait=any(place.wait for place in places))
+    # What another library reads of `out` is not behind the stream of the logits'.
+    foreign = places[-1].library != places[0].library and placed[-1] == "out"
+    return places[0]._replace(wait=foreign or any(place.wait for place in places))
 
 
 def _weighs(labels: Array | None, ignore: int | None, w: Array | None, u: Array | None) -> bool:

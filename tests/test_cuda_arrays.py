@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import sce
-from sce.device import describe, place_of
+from sce.backend import memory_at
+from sce.device import describe, library_of, place_of
 
 pytest.importorskip("greenlet", reason="the emulator needs greenlet")
 
@@ -65,12 +66,31 @@ def pretended(monkeypatch):
         made.launches = module.launches
         return made
 
-    def run(problem, answer):
-        module.problems.append(problem)
-        execute.execute(problem, answer, machine())
+    class Bound:
+        """In the emulator, at the addresses it is given."""
 
-    module.run = run
-    module.inspect = lambda problem: execute.illegal(problem, machine(), np.copy)
+        def __init__(self, problem, answer):
+            module.problems.append(problem)
+            self.given = problem, answer
+
+        def there(self, at):
+            found = iter(at)
+            for part in self.given:
+                arrays_of = {k: x for k, x in part._asdict().items() if isinstance(x, np.ndarray)}
+                yield part._replace(
+                    **{k: memory_at(next(found), x.shape, x.dtype, x.strides) for k, x in arrays_of.items()}
+                )
+
+        @np.errstate(all="ignore")  # the emulator's arithmetic is NumPy's
+        def inspect(self, at, stream):
+            return execute.illegal(next(self.there(at)), machine(), np.copy)
+
+        @np.errstate(all="ignore")
+        def run(self, at, stream):
+            execute.execute(*self.there(at), machine())
+
+    module.run = None
+    module.bind = Bound
     module.total_weight = lambda problem: float(execute.total_weight(problem, machine())[0])
     monkeypatch.setitem(sys.modules, PLACED, module)
     yield module
@@ -184,6 +204,15 @@ def test_a_bad_label_is_found_before_anything_is_written(pretended):
         sce.loss_and_grad(placed(x), placed(y), ignore_index=-1, out=into, backend=PLACED)
 
 
+def test_an_unsigned_label_is_never_a_negative_one():
+    x, y = rng.normal(size=(3, 6)).astype("f4"), np.array([0, 2**64 - 1, 3], "u8")
+    with pytest.raises(sce.LabelError, match=f"label {2**64 - 1} at position 1"):
+        sce.loss_and_grad(placed(x), placed(y), ignore_index=-1, backend=PLACED)
+    options = {"ignore_index": -1, "validate": False, "reduction": "none"}
+    loss, _ = sce.loss_and_grad(placed(x), placed(y), backend=PLACED, **options)
+    assert np.isnan(loss.memory).tolist() == [False, True, False]
+
+
 def test_many_rows_are_surveyed_in_chunks():
     y = np.zeros(40_000, "i4")
     y[[33_333, 33_400]] = 9
@@ -256,11 +285,89 @@ class Packed:
 def test_dlpack(dtype):
     x = np.arange(24).astype(dtype).reshape(4, 6)[::2, 1::2]
     place = place_of(Packed(x, 3))
-    assert place == (3, 1, True)
+    assert place[:3] == (3, 1, True)
     view = describe(Packed(x), "x", place)
     assert (view.ctypes.data, view.shape, view.strides, view.dtype) == (
         x.ctypes.data, x.shape, x.strides, x.dtype,
     )  # fmt: skip
+
+
+class Jax(Packed):
+    """As JAX's: it waits, and may be shared."""
+
+    waited = 0
+
+    def block_until_ready(self):
+        self.waited += 1
+
+
+def test_what_a_library_keeps_to_itself_is_waited_for_and_never_written_to():
+    x = Jax(np.zeros((2, 3)))
+    assert place_of(x)[:3] == (0, 1, True)
+    assert x.waited == 1
+    with pytest.raises(ValueError, match="out is read-only"):
+        sce.loss_and_grad(x, Jax(np.zeros(2, int)), out=x, backend=PLACED)
+    assert not x.memory.any()
+
+
+def test_read_only_memory_is_no_place_for_a_gradient():
+    class ReadOnly(Placed):
+        @property
+        def __cuda_array_interface__(self):
+            facts = super().__cuda_array_interface__
+            return {**facts, "data": (facts["data"][0], True)}
+
+    x = ReadOnly(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="out is read-only"):
+        sce.loss_and_grad(x, placed(np.zeros(2, int)), out=x, backend=PLACED)
+
+
+class Numba:
+    """As numba.cuda's: no DLPack, and a default stream whose name it does not tell."""
+
+    def __init__(self, memory, index=0, stream=0):
+        self.memory, self.dtype, self.stream = memory, memory.dtype, stream
+        self.gpu_data = SimpleNamespace(context=SimpleNamespace(device=SimpleNamespace(id=index)))
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.memory.__array_interface__, "version": 3, "stream": self.stream or None}
+
+
+Numba.__module__ = "numba.cuda.cudadrv.devicearray"
+
+
+def test_numbas_arrays_are_on_their_device_and_its_default_stream(monkeypatch, pretended):
+    monkeypatch.delenv("CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM", raising=False)
+    assert place_of(Numba(np.zeros(2), 1))[:3] == (1, 1, False)
+    assert place_of(Numba(np.zeros(2), 1, 77))[:3] == (1, 77, False)
+    monkeypatch.setenv("CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
+    assert place_of(Numba(np.zeros(2)))[:3] == (0, 2, False)
+    current = []
+
+    class Gpu:
+        def __init__(self, index):
+            self.index = index
+
+        def __enter__(self):
+            current.append(self.index)
+
+        def __exit__(self, *raised):
+            current.pop()
+
+    made = ModuleType("numba.cuda")
+    made.gpus = [Gpu(0), Gpu(1)]
+    made.device_array = lambda shape, dtype, stream: Numba(poisoned(shape, dtype), current[-1], stream)
+    monkeypatch.setitem(sys.modules, "numba.cuda", made)
+    x, y = rng.normal(size=(4, 6)), rng.integers(0, 6, 4)
+    loss, grad = sce.loss_and_grad(Numba(x, 1, 77), Numba(y, 1, 77), backend=PLACED)
+    assert (place_of(loss)[:3], place_of(grad)[:3]) == ((1, 77, False),) * 2
+    np.testing.assert_allclose(grad.memory, sce.loss_and_grad(x, y, backend="reference")[1], rtol=1e-12)
+
+
+def test_a_subclass_belongs_to_the_library_it_inherits_from():
+    assert library_of(type("Mine", (Numba,), {"__module__": "mine"})) == "numba"
+    assert library_of(Placed) == Placed.__module__.partition(".")[0]
 
 
 def test_several_devices_are_refused():

@@ -107,6 +107,24 @@ KINDS = {
         {"temperature": 0.7, "ignore_index": -100, "sample_weight": np.ones(1)},
     ),
 }
+SMOOTH, SQUARED = {"label_smoothing": 0.1}, {"z_loss": 1e-4}
+EVERY = {**SMOOTH, **SQUARED, "temperature": 0.7, "ignore_index": -100, "sample_weight": np.ones(1)}
+KINDS |= {
+    f"{words} on {capability[0]}.{capability[1]}, {dtype} {classes}": (capability, dtype, classes, options)
+    for words, options in (("smoothing", SMOOTH), ("z-loss", SQUARED), ("every option", EVERY))
+    for capability, dtype, classes in (
+        (AMPERE, "float32", 8192),
+        (HOPPER, "bfloat16", 32768),
+        (BLACKWELL, "float32", 128),
+    )
+}
+KINDS |= {  # where registers are fewest
+    "smoothing in the widest cluster": (HOPPER, "float32", 262144, SMOOTH),
+    "every option in the widest cluster": (HOPPER, "float32", 262144, EVERY),
+    "every option, split": (AMPERE, "bfloat16", 131072, EVERY),
+    "every option in float64": (BLACKWELL, "float64", 4096, EVERY),
+    "every option with an edge": (HOPPER, "float32", 50257, {**EVERY, "odd": True}),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +141,9 @@ def test_rows(kind):
         if spec.width > 1:  # each vector is one instruction, and nothing else is read or written in bulk
             assert count(code, r"LDG\.E(\.\w+)*\.128") == spec.vectors
             assert count(code, r"STG\.E(\.\w+)*\.128") == spec.vectors * writes
-        assert (count(code, r"UCGABAR") > 0) == (spec.parts == "cluster")
+        # Barriers of a cluster are where they are in the source, and nowhere else.
+        barriers = (7 if spec.smooth else 3) if spec.parts == "cluster" else 0
+        assert count(code, r"UCGABAR_ARV") == count(code, r"UCGABAR_WAIT") == barriers
         assert count(code, r"ATOM|RED\b") == 0
         if dtype != "float64":
             assert ".f64" not in ptx
@@ -175,6 +195,17 @@ def test_the_others(kind):
     assert used["LOCAL"] == 0
     assert count(code, r"LDL|STL") == 0
     assert count(code, r"ATOM|RED\b") == 0  # sums are in a fixed order
+
+
+def test_what_is_compiled_for_a_device():
+    from sce_backends.cuda import compile as compiler
+
+    for capability in ((8, 0), (8, 9), (9, 0), (10, 3), (12, 1)):
+        assert compiler.target(capability) == (capability, True)
+    assert compiler.target((9, 9)) == ((9, 0), True)  # machine code runs on what is of the same generation
+    newest, binary = compiler.target((99, 0))
+    assert not binary  # and on the next the driver compiles the newest PTX
+    assert newest >= (12, 0)
 
 
 def test_a_failed_promise_is_seen():

@@ -57,9 +57,6 @@ class Machine:
     def memory(self, n: int, dtype: str) -> Array:
         return np.full(n, np.nan if dtype.startswith("float") else -1, dtype)
 
-    def upload(self, x: Array) -> Array:
-        return x
-
     def run(self, launch: Any, values: Mapping[str, Any]) -> None:
         from . import kernels
         from .emulate import NULL, Pointer

@@ -24,9 +24,6 @@ class Machine(Protocol):
     def memory(self, n: int, dtype: str) -> Array:
         """New memory for this call, not initialised."""
 
-    def upload(self, x: Array) -> Array:
-        """A small host vector, contiguous, in its memory."""
-
     def run(self, launch: Launch, values: Mapping[str, Any]) -> None:
         """Launch a kernel; `values` has its arguments by name: arrays, numbers, None for no memory."""
 
@@ -74,13 +71,25 @@ def total_weight(problem: Problem, machine: Machine) -> Array:
 
 def illegal(problem: Problem, machine: Machine, download: Callable[[Array], Array]) -> Illegal:
     """The first illegal label and weights: a small kernel, whose findings are read back."""
+    found = survey(problem, machine)
+    return Illegal() if found is None else verdict(problem, download(found), download)
+
+
+def survey(problem: Problem, machine: Machine) -> Array | None:
+    """Where labels and weights are illegal, by blocks of survey.py. None if nothing can be."""
     if not _can_be_illegal(problem) or not problem.rows:
-        return Illegal()
+        return None
     launch = plan.survey(problem)
     values = _surveyed(problem, launch, machine)
     machine.run(launch, values)
-    found = download(values["found"]).reshape(-1, FOUND_BAD)
-    label, sample, of_class, bias = (int(next((i for i in part if i >= 0), -1)) for part in found.T)
+    found: Array = values["found"]
+    return found
+
+
+def verdict(problem: Problem, found: Array, download: Callable[[Array], Array]) -> Illegal:
+    """The first of what the blocks found, and that label."""
+    first = found.reshape(-1, FOUND_BAD)
+    label, sample, of_class, bias = (int(next((i for i in part if i >= 0), -1)) for part in first.T)
     value = 0
     if label >= 0 and problem.labels is not None:
         value = int(download(problem.labels[label : label + 1])[0])
@@ -116,6 +125,8 @@ def _run_rows(
     blocks = launches[0].blocks
     of_grad = problem.grad_scale / problem.temperature
     unit = 1.0 / problem.denominator
+    spread = problem.label_smoothing / problem.classes
+    others = spread * (problem.classes - 1)
     values: dict[str, Any] = {
         "logits": problem.logits,
         "labels": problem.labels,
@@ -135,6 +146,10 @@ def _run_rows(
         ("of_loss", unit),
         ("of_grad", of_grad * unit),
         ("over_t", 1.0 / problem.temperature),
+        ("spread", spread),
+        ("own", 1.0 - others),
+        ("others", others),
+        ("lam", problem.z_loss),
     ):
         values[name], values[f"{name}_tail"] = plan.words(factor, real)
     if plan.scaled(problem):

@@ -82,12 +82,14 @@ def takes_rows(problem: Problem, answer: Answer) -> bool:
         return False
     if problem.softcap is not None or problem.logit_bias is not None:
         return False
-    if problem.label_smoothing or problem.z_loss or problem.classes > _MOST:
+    if problem.classes > _MOST:
         return False
+    if (problem.label_smoothing or problem.z_loss) and problem.class_weight is not None:
+        return False  # weights of classes are in a row's scale, which is not that of these terms
     if not all(runs(x) for x in (problem.logits, answer.grad) if x is not None):
         return False
     factors = [problem.temperature, problem.denominator]
-    factors += [problem.grad_scale] if problem.grad_scale else []
+    factors += [x for x in (problem.grad_scale, problem.z_loss) if x]
     product = problem.grad_scale / (problem.denominator or 1.0) / problem.temperature
     limit = 1e300 if problem.dtype == "float64" else _RANGE
     return all(1 / limit <= abs(x) <= limit for x in factors) and abs(product) <= limit
@@ -166,6 +168,8 @@ class _Facts(NamedTuple):
     loss: str
     vector: tuple[int, bool]
     tempered: bool
+    smooth: bool
+    squared: bool
     scaled: bool
     ignores: bool
 
@@ -181,8 +185,10 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
         loss="" if answer.loss is None else "pairs" if problem.reduce else "rows",
         vector=vector(problem, answer),
         tempered=problem.temperature != 1.0,
+        smooth=problem.label_smoothing != 0.0,
+        squared=problem.z_loss != 0.0,
         scaled=scaled(problem),
-        ignores=problem.ignore_index is not None,
+        ignores=ignores(problem),
     )
     return _rows(facts, device, (BLOCK, WIDE_BLOCK, GROUP_THREADS, _LONG))
 
@@ -193,7 +199,7 @@ def _rows(facts: _Facts, device: Device, limits: tuple[int, ...]) -> list[Launch
     width, edge = facts.vector
     size = 8 if facts.logits == "float64" else 4
     shape = shape_of(facts.rows, facts.classes, width, edge, size, device)
-    more = device.capability < (9, 0) or facts.tempered or facts.scaled
+    more = device.capability < (9, 0) or facts.tempered or facts.smooth or facts.squared or facts.scaled
     spec = Rows(
         logits=facts.logits,
         grad=facts.grad,
@@ -207,6 +213,8 @@ def _rows(facts: _Facts, device: Device, limits: tuple[int, ...]) -> list[Launch
         edge=edge,
         groups=shape.groups,
         tempered=facts.tempered,
+        smooth=facts.smooth,
+        squared=facts.squared,
         scaled=facts.scaled,
         ignores=facts.ignores,
         blocks=blocks_of(shape, width, size, more),
@@ -230,6 +238,13 @@ def blocks_of(shape: Shape, width: int, size: int, more: bool) -> int:
     elif more or size == 8:
         registers = 80
     return max(1, (1 << 16) // (registers * shape.threads))
+
+
+def ignores(problem: Problem) -> bool:
+    """Can a label be the ignored one? Unsigned ones are never negative, but read as int64 the largest are."""
+    if problem.ignore_index is None or problem.labels is None:
+        return False
+    return problem.ignore_index >= 0 or problem.labels.dtype.kind == "i"
 
 
 def scaled(problem: Problem) -> bool:
@@ -264,7 +279,7 @@ def survey(problem: Problem) -> Launch:
         weighted=problem.class_weight is not None,
         sampled=problem.sample_weight is not None,
         biased=problem.logit_bias is not None,
-        ignores=problem.ignore_index is not None,
+        ignores=ignores(problem),
     )
     return Launch(spec, max(1, -(-problem.rows // CHUNK)), THREADS)
 
@@ -289,7 +304,7 @@ def general(problem: Problem, answer: Answer) -> Launch:
         sampled=problem.sample_weight is not None,
         biased=problem.logit_bias is not None,
         capped=problem.softcap is not None,
-        ignores=problem.ignore_index is not None,
+        ignores=ignores(problem),
         device_total=problem.own_denominator,
         lanes=lanes,
         rows=groups,
