@@ -89,6 +89,24 @@ def empty(like: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     return made
 
 
+def identity(like: Any, n: int) -> Any:
+    """The identity matrix in float32, of the type of `like` and on its device."""
+    root = _root(like)
+    if root == "numba":
+        return sys.modules["numba.cuda"].to_device(np.eye(n, dtype=np.float32))
+    if root == "cupy":
+        with like.device:
+            return sys.modules["cupy"].eye(n, dtype=np.float32)
+    if root == "torch":
+        torch = sys.modules["torch"]
+        return torch.eye(n, dtype=torch.float32, device=like.device)
+    library = like.__array_namespace__()
+    made = library.eye(n, dtype=library.float32, device=like.device)
+    if hasattr(made, "block_until_ready"):
+        made.block_until_ready()
+    return made
+
+
 def _root(x: Any) -> str:
     """The package that an array's type comes from."""
     return type(x).__module__.partition(".")[0]

@@ -14,7 +14,7 @@ from .device import Place, describe, empty
 from .problem import NO_TARGET, Request, prepare
 from .select import Decision, decide, obtain
 
-_MATRICES = ("grad", "hess_diag", "log_softmax")
+_MATRICES = ("grad", "hess_diag", "log_softmax", "hvp", "log_softmax_jvp")
 _REDUCED = ("loss", "z_loss")
 
 
