@@ -32,6 +32,7 @@ _FLOATS = (
     "grad_scale", "temperature", "softcap", "z_loss", "label_smoothing",
     "of_q",  # the gradient's factor of dz: grad_scale, over the temperature where no soft cap has it
     "spare",  # target mass at no class: 1 for softmax
+    "hess_scale", "hess_min",  # the latter -inf where there is none
 )  # fmt: skip
 _VECTORS = (  # addresses of contiguous arrays; 0 where there is none
     "labels", "class_weight", "sample_weight",
@@ -43,7 +44,9 @@ SCRATCH = (  # the same of memory to work in: plan.py says how large each part i
     "partial",  # (chunks, 2): the sums of loss and of its z-loss part
     "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "lines", "found",
 )  # fmt: skip
-MATRICES = ("logits", "distribution", "grad", "hess_diag", "log_softmax")
+MATRICES = (
+    "logits", "distribution", "direction", "grad", "hess_diag", "log_softmax", "hvp", "log_softmax_jvp",
+)  # fmt: skip
 
 PARAMETERS = np.dtype(
     [(name, np.int64) for name in _INTEGERS]

@@ -72,6 +72,8 @@ class _Shape(NamedTuple):
     softcap: float | None
     z_loss: float
     grad_scale: float
+    hess_scale: float
+    hess_min: float | None
     limits: tuple[int, ...]  # this module's
 
     @property
@@ -99,7 +101,14 @@ def plan(problem: Problem, answer: Answer, in_place: bool) -> Plan:
             logits.strides,
             logits.dtype,
             None if grad is None else (grad.strides, grad.dtype, flat),
-            (_seen(problem.distribution), _seen(answer.hess_diag), _seen(answer.log_softmax)),
+            (
+                _seen(problem.distribution),
+                _seen(problem.direction),
+                _seen(answer.hess_diag),
+                _seen(answer.log_softmax),
+                _seen(answer.hvp),
+                _seen(answer.log_softmax_jvp),
+            ),
             in_place,
             problem.target,
             problem.outputs,
@@ -111,6 +120,8 @@ def plan(problem: Problem, answer: Answer, in_place: bool) -> Plan:
             problem.softcap,
             problem.z_loss,
             problem.grad_scale,
+            problem.hess_scale,
+            problem.hess_min,
             (_PAST_CACHES, _MANY),
         )
     )
@@ -145,6 +156,8 @@ def _plan(shape: _Shape) -> Plan:
         grad is not None,
         "hess_diag" in shape.outputs,
         "log_softmax" in shape.outputs,
+        "hvp" in shape.outputs,
+        "log_softmax_jvp" in shape.outputs,
         plain and way in ("tiles", "pieces"),
     )
     facts = {
@@ -170,6 +183,8 @@ def _plan(shape: _Shape) -> Plan:
         "ignores": shape.ignored is not None,
         "ignored": shape.ignored or 0,
         "grad_scale": shape.grad_scale,
+        "hess_scale": shape.hess_scale,
+        "hess_min": -np.inf if shape.hess_min is None else shape.hess_min,
         "of_q": shape.grad_scale / (1.0 if shape.capped else shape.temperature),
         "temperature": shape.temperature,
         "softcap": shape.softcap or 0.0,
@@ -177,13 +192,16 @@ def _plan(shape: _Shape) -> Plan:
         "label_smoothing": shape.label_smoothing,
         "spare": 1.0 if shape.target == "none" else 0.0,
     }
-    soft, hess, log_p = shape.others
+    soft, v, hess, log_p, hvp, log_jvp = shape.others
     seen = {
         "logits": (shape.dtype, shape.strides),
         "distribution": soft,
+        "direction": v,
         "grad": grad and (grad[1], grad[0]),
         "hess_diag": hess,
         "log_softmax": log_p,
+        "hvp": hvp,
+        "log_softmax_jvp": log_jvp,
     }
     matrices = {name: (DTYPES.index(x[0].name), x[1]) for name, x in seen.items() if x}
     scratch = _scratch(way, size, facts, shape.transformed, shape.capped)

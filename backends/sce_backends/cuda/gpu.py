@@ -109,7 +109,7 @@ def compiled(spec: Spec, capability: tuple[int, int], bounds: tuple[int, int]) -
     return compiler.link(text, capability)
 
 
-INPUTS = ("logits", "labels", "distribution", "class_weight", "sample_weight", "logit_bias")
+INPUTS = ("logits", "labels", "distribution", "direction", "class_weight", "sample_weight", "logit_bias")
 
 _loaded: dict[Any, Any] = {}
 _devices = threading.local()
