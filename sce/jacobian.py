@@ -1,8 +1,8 @@
 """Derivatives of softmax and log-softmax: Jacobians, and their products with a vector from either side.
 
 None of them has a kernel of its own. With Q = 1 and no target the loss is logsumexp, whose Hessian is the
-Jacobian of softmax; the gradient for a distribution u is sum(u) p - u, which is the log-softmax's product with
-u from the left, but for the sign.
+Jacobian of softmax. The gradient for a distribution v is sum(v) p - v: but for the sign, the product of v
+with the Jacobian of log-softmax.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from . import checks
-from .backend import Answer, Array, BackendError
+from .backend import Answer, Array
 from .device import Place, describe, empty, identity
 from .functions import solve
 from .layout import on_device
@@ -28,9 +28,9 @@ def softmax_jacobian(x: Any, *, axis: int = -1, temperature: float = 1.0, backen
     """J[..., i, j] = d softmax_i / d x_j = p_i ((i = j) - p_j) / T: the output i first, then the input j.
 
     The shape is that of x without `axis`, followed by (C, C); the dtype that of x. The diagonal,
-    p_i (1 - p_i) / T, is accurate where p_i is near 1, too. A row of x with NaN, +inf or nothing but -inf has a
-    Jacobian of NaN. J is symmetric, and each of its rows adds up to 0. For large C take `softmax_vjp`, which
-    does not form it. Errors as for `loss_and_grad`.
+    p_i (1 - p_i) / T, is accurate where p_i is near 1, too. A row of x with NaN, +inf or nothing but -inf has
+    a Jacobian of NaN. J is symmetric, and each of its rows adds up to 0. For large C take `softmax_vjp`,
+    which does not form it. Errors as for `loss_and_grad`.
 
     >>> import sce
     >>> sce.softmax_jacobian([0.0, 0.0])
@@ -52,8 +52,8 @@ def log_softmax_jacobian(
 ) -> Any:
     """J[..., i, j] = d log softmax_i / d x_j = ((i = j) - p_j) / T: the output i first, then the input j.
 
-    Shape, dtype and errors are those of `softmax_jacobian`. The diagonal, (1 - p_i) / T, is accurate where p_i
-    is near 1, too.
+    Shape, dtype and errors are those of `softmax_jacobian`. The diagonal, (1 - p_i) / T, is accurate where
+    p_i is near 1, too.
 
     >>> import sce
     >>> sce.log_softmax_jacobian([0.0, -40.0])
@@ -84,9 +84,10 @@ def softmax_jvp(
 ) -> Any:
     """The derivative of softmax along v: J v = p * (v - p.v) / T, in the shape and dtype of x.
 
-    v is floating and shaped like x. J, the Jacobian of `softmax_jacobian`, is never formed; v_k - p.v is the sum
-    over the others of p_j (v_k - v_j), and accurate in confident rows. `out` may be x or v. NaN or an infinity in
-    a row of x or v makes that row NaN, but for -inf in x, which masks a class. Errors as for `loss_and_grad`.
+    v is floating and shaped like x. J, the Jacobian of `softmax_jacobian`, is never formed; v_k - p.v is the
+    sum over the others of p_j (v_k - v_j), and accurate in confident rows. `out` may be x or v. NaN or an
+    infinity in a row of x or v makes that row NaN, but for -inf in x, which masks a class. Errors as for
+    `loss_and_grad`.
 
     >>> import sce
     >>> sce.softmax_jvp([0.0, 0.0], [1.0, 3.0])
@@ -218,34 +219,32 @@ def _shaped(found: Array, x: Any, axis: int) -> Array:
 
 
 def _on_device(x: Any, output: str, axis: int, temperature: float, backend: str | None) -> Any:
-    """A Jacobian's row is a product with a unit vector: all of them are one problem of N C rows.
+    """A Jacobian's row is a product with a unit vector: those of all rows are one problem of N C rows.
 
     Row (n, i) has the logits of row n, by a stride of 0, and the i-th unit vector: as v of a Hessian-vector
     product, or as the distribution whose gradient is p - e_i.
     """
     request = prepare(x, name="x", outputs=(output,), axis=axis, temperature=temperature, reduction="none")
     problem, classes = request.problem, request.problem.classes
-    outer, inner, _ = problem.logits.shape
-    by_outer, by_inner, by_class = problem.logits.strides
-    if outer > 1 and inner > 1 and by_outer != inner * by_inner:
-        raise BackendError("the row axes of x have gaps between them: on a device pass a contiguous array.")
+    chosen = obtain(problem, backend)
     place = Place(problem.device, problem.stream, problem.wait)
     units = identity(x, classes)
-    unit = describe(units, "the identity", place)
-    shape = (problem.rows, classes, classes)
-    own = {"direction": None, "distribution": None}
-    own["direction" if output == "hvp" else "distribution"] = as_strided(unit, shape, (0, *unit.strides))
-    problem = problem._replace(
-        rows=problem.rows * classes,
-        logits=as_strided(problem.logits, shape, (by_outer if inner == 1 else by_inner, 0, by_class)),
-        target="none" if output == "hvp" else "distribution",
-        hess_scale=problem.temperature,
-        grad_scale=-1.0,
-        **own,
-    )
-    chosen = obtain(problem, backend)
     found = empty(x, (*request.layout.rows_shape, classes, classes), request.like.dtype)
-    answer = Answer(**{output: describe(found, "the Jacobian", place).reshape(shape)})
-    with np.errstate(all="ignore"):
-        chosen.run(problem, answer)
+    into = describe(found, "the Jacobian", place).reshape(problem.rows, classes, classes)
+    unit = describe(units, "the identity", place)
+    outer, inner, _ = problem.logits.shape
+    by_outer, by_inner, by_class = problem.logits.strides
+    # Rows have two axes, and one is taken: those of x have to be one, or go one after the other.
+    steps = outer if outer > 1 and inner > 1 and by_outer != inner * by_inner else 1
+    rows = outer * inner // steps
+    step = by_outer if inner == 1 else by_inner
+    for part in range(steps if rows else 0):
+        shape = (rows, classes, classes)
+        logits = as_strided(problem.logits[part:], shape, (step, 0, by_class))
+        vectors = as_strided(unit, shape, (0, *unit.strides))
+        of_v = {"direction": vectors, "hess_scale": problem.temperature}
+        of_y = {"target": "distribution", "distribution": vectors, "grad_scale": -1.0}
+        one = problem._replace(rows=rows * classes, logits=logits, **(of_v if output == "hvp" else of_y))
+        with np.errstate(all="ignore"):
+            chosen.run(one, Answer(**{output: into[part * rows : (part + 1) * rows]}))
     return found

@@ -14,7 +14,7 @@ from .backend import Array, BackendError, Problem, TargetKind, memory_at
 from .device import Place, describe, place_of
 from .layout import Layout, as_host, dtype_name, layout, native, on_device
 
-NO_TARGET: Any = object()  # not None: a target that is None is somebody's mistake
+NO_TARGET: Any = object()  # not None: a target, or a v, that is None is somebody's mistake
 _BLOCK = 1 << 16  # rows summed at once, so that the temporaries of a denominator stay small
 
 
@@ -51,7 +51,7 @@ def prepare(
     grad_scale: float = 1.0,
     hess_scale: float = 1.0,
     hess_min: float | None = None,
-    v: Any = None,
+    v: Any = NO_TARGET,
     out: Any = None,
     validate: bool = True,
 ) -> Request:
@@ -65,7 +65,7 @@ def prepare(
         "class_weight": class_weight,
         "sample_weight": sample_weight,
         "logit_bias": logit_bias,
-        "v": v,
+        "v": None if v is NO_TARGET else v,
         "out": out,
     }
     place = _place(arrays)
@@ -73,7 +73,8 @@ def prepare(
     if place is not None:
         arrays = {key: None if a is None else describe(a, key, place) for key, a in arrays.items()}
         logits, class_weight, out = arrays[name], arrays["class_weight"], arrays["out"]
-        sample_weight, logit_bias, v = arrays["sample_weight"], arrays["logit_bias"], arrays["v"]
+        sample_weight, logit_bias = arrays["sample_weight"], arrays["logit_bias"]
+        v = v if v is NO_TARGET else arrays["v"]
         target = target if target is NO_TARGET else arrays["target"]
 
     x = checks.logits(logits, name)
@@ -94,7 +95,7 @@ def prepare(
     w = checks.vector("class_weight", class_weight, (classes,), "one weight per class", validate, device)
     u = checks.vector("sample_weight", sample_weight, rows_shape, "one weight per row", validate, device)
     b = checks.logit_bias(logit_bias, (classes,), validate, device)
-    along = None if v is None else checks.direction(v, x.shape)
+    along = None if v is NO_TARGET else checks.direction(v, x.shape)
     numbers = (
         label_smoothing, temperature, softcap, z_loss, grad_scale, hess_scale, hess_min, reduction,
         denominator, empty,
@@ -122,8 +123,8 @@ def prepare(
     where = layout(axis, *matrices)
     if device and any(where.view(a) is None for a in matrices):
         raise BackendError(
-            "the row axes of logits, target, v and out lie in memory in different orders, or with gaps, and on a"
-            " device nothing is copied: pass contiguous arrays."
+            "the row axes of logits, target, v and out lie in memory in different orders, or with gaps, and"
+            " on a device nothing is copied: pass contiguous arrays."
         )
     problem = Problem(
         rows=rows,

@@ -61,9 +61,8 @@ def loss_grad_hess(
     (loss, grad, hess)
         hess has the logits' shape and dtype.
 
-    Boosting libraries ask for gradient and Hessian per row: ``reduction="none"`` or ``"sum"``. XGBoost's
-    softmax objective takes ``hess_scale=2.0, hess_min=1e-16``, LightGBM's ``hess_scale=C / (C - 1)``; both bound
-    or replace the true second derivative p (1 - p).
+    Boosting libraries take the sum over rows, ``reduction="sum"``. XGBoost's softmax objective has
+    ``hess_scale=2.0, hess_min=1e-16``, LightGBM's ``hess_scale=C / (C - 1)``; the true derivative has 1.
 
     Examples
     --------
@@ -135,8 +134,8 @@ def hvp(
                + (d loss / d z_k) * d2z_k/dx_k^2 * v_k                     (0 without a soft cap)
 
     The Hessian is never formed. It is block diagonal, a block per row, so a row's product depends on that
-    row of v alone. w_k - p.w is the sum over the others of p_j (w_k - w_j), and keeps its relative accuracy in
-    confident rows. The Hessian is singular: of v = 1 the product is 0 without z-loss and soft cap.
+    row of v alone. w_k - p.w is the sum over the others of p_j (w_k - w_j), and keeps its relative accuracy
+    in confident rows. The Hessian is singular: of v = 1 the product is 0 without z-loss and soft cap.
 
     Parameters
     ----------

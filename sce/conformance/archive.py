@@ -28,7 +28,8 @@ case               JSON text: "group", "name"; "function" (evaluate, softmax, lo
                    loss_grad_hess, hvp, softmax_jvp, log_softmax_jvp, log_softmax_vjp);
                    "options" (numbers and words as sce.evaluate takes them; arrays are in this archive);
                    "outputs" (names); "dtypes" (array or output: dtype); "out" (where the gradient goes:
-                   null for new memory, "in place" for the logits' own, "over v", "float32", "own", "strided").
+                   null for new memory, "in place" for the logits' own, "over v", "float32", "own",
+                   "strided").
 logits, target     As given, the class axis where option "axis" says (default: the last). bfloat16 is stored
                    as its bits in uint16: "dtypes" says so. Functions other than evaluate have no target.
 option_NAME        Options that are arrays: class_weight, sample_weight, logit_bias, v.

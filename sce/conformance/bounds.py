@@ -3,10 +3,10 @@
     allowed = K * ulp(scale)                          never a fixed absolute or relative tolerance
 
 K, in ulp:             loss   grad   hess_diag   hvp   log_softmax_jvp   others
-    float32               2      3          3      5               3        3     a rounded float64 result has 0.5
-    float64               3      4          8     16              12        4     sums and products of correctly
-                                                                 rounded terms; p (1 - p) is two of the gradient's;
-                                                                 for the products with v see docs/math.md
+    float32               2      3          3      5                 3        3
+    float64               3      4          8     16                12        4
+    A rounded float64 result has 0.5. In float64 they are sums and products of correctly rounded terms, and
+    p (1 - p) is two of the gradient's. What the products with v pay for is in docs/math.md.
     float16, bfloat16: the float32 bound, then one rounding: 0.5 ulp of the half type at the exact value.
 
 **Scale.** The sum of the magnitudes of the terms the value consists of, in the form without cancellation.

@@ -60,8 +60,8 @@ class Case:
     exact: tuple[Exact, ...] = ()
     function: str = "evaluate"
     out: str | None = None
-    """Where the gradient (or the derivative along v) goes, one of OUTS: new memory, `out=` like the logits, the
-    logits themselves, a float32 `out=`, one with gaps (which must stay as they are), or v."""
+    """Where the gradient (or the derivative along v) goes, one of OUTS: new memory, `out=` like the logits,
+    the logits themselves, a float32 `out=`, one with gaps (which must stay as they are), or v."""
     skip: str | None = None
     """Why it cannot be run here at all."""
 

@@ -24,10 +24,11 @@ and, with nlp, q, s, slope, curve and the scales of bounds.py,
     dz           (sum |q| + 2 lam |lse|) p_k off_k + 2 lam p_k common
     grad         |s| slope (dz + bent g), g the scale of the gradient in z
     hess_diag    |s| slope^2 (d2z + 2 bent h) + |s curve| (dz + 2 bent g), h the scale of the Hessian in z
-    log_softmax_jvp  d_k = (off_k + common) D_k + sum_j p_j own_j |w_k - w_j| + turn_k, with turn_k the off_k of bent |w|
-                 in place of own: what the rounded slopes add
-    hvp          |s| slope_k (sum |q| + 2 lam (|m| + log S)) p_k (d_k + (off_k + bent) D_k)
-                 + |s| slope_k 2 lam p_k (common D_k + (off_k + bent + common) mean + sum_j p_j (own_j + bent) |w_j|)
+    log_softmax_jvp  d_k = (off_k + common) D_k + sum_j p_j own_j |w_k - w_j| + turn_k, where turn_k is off_k
+                 with bent |w| in place of own: what the rounded slopes add
+    hvp          |s| slope (sum |q| + 2 lam (|m| + log S)) p_k (d_k + (off_k + bent) D_k)
+                 + |s| slope 2 lam p_k (common D_k + (off_k + bent + common) sum_j p_j |w_j|
+                                        + sum_j p_j (own_j + bent) |w_j|)
                  + |s curve v_k| (dz + 2 bent g)
     d2z          (sum |q| + 2 lam (|m| + log S)) p_k off_k + 2 lam p_k (common + 2 off_k)
 

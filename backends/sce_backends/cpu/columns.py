@@ -55,6 +55,11 @@ from .tiles import (
     DOT,
     GAP,
     GAP_LO,
+    H_TOP,
+    H_Y,
+    INVERSE,
+    LEAST,
+    OF_H,
     OF_P,
     PIVOT,
     PIVOT_LO,
@@ -62,6 +67,7 @@ from .tiles import (
     SCALE,
     TARGET,
     TILE,
+    TOP,
     VALUES,
     address_in,
     exponential_of,
@@ -79,9 +85,9 @@ from .transforms import reciprocal, scaled, soft_cap
 from .vector_math import LN2_HIGH, LN2_LOW, LOG2E, difference_error, shifts_by
 
 # Addresses. x, lo: columns of p.tile numbers of the compute dtype, one a class; slope: the same in float64;
-# curve: a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; lines: of the
-# gradient's rows on their way past the caches.
-Scratch = namedtuple("Scratch", "x lo slope curve table y lines")
+# curve: a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; hess: columns
+# as of x; lines: of rows on their way past the caches.
+Scratch = namedtuple("Scratch", "x lo slope curve table y hess lines")
 
 
 @jit()
@@ -121,14 +127,16 @@ def load_columns(p: Any, of: Any, one: Any, i: Any, rows: Any, s: Any) -> None:
 
 
 @jit()
-def store_columns(p: Any, one: Any, into: Any, i: Any, rows: Any, s: Any) -> None:
-    """The way back, to rows i .. i + rows of the gradient."""
-    address = row_at(p.grad, i // p.inner, i % p.inner)
-    step, stride, n = p.grad_step, p.grad.of_c, p.classes
+def store_columns(
+    p: Any, one: Any, into: Any, i: Any, rows: Any, x: Any, matrix: Any, step: Any, s: Any
+) -> None:
+    """The way back, from columns at x to rows i .. i + rows of a matrix."""
+    address = row_at(matrix, i // p.inner, i % p.inner)
+    stride, n = matrix.of_c, p.classes
     lanes, size, column = LINE // size_of(one), size_of(one), p.tile * size_of(one)
     if step == size_of(into):
         for k in range(n):
-            source, to = s.x + k * column, address + k * stride
+            source, to = x + k * column, address + k * stride
             for j in range(rows // lanes):
                 store(into, to + j * lanes * step, load(one, source + j * LINE, one))
             if rows % lanes:
@@ -139,7 +147,7 @@ def store_columns(p: Any, one: Any, into: Any, i: Any, rows: Any, s: Any) -> Non
         for first in range(0, rows, lanes):
             j = min(first, rows - lanes)
             for k in range(0, n, lanes):
-                source, row = s.x + k * column + j * size, to + j * step + k * stride
+                source, row = x + k * column + j * size, to + j * step + k * stride
                 if n - k > lanes // 2:
                     to_rows(one, into, source, column, n - k, row, step)
                 elif n - k > lanes // 4:
@@ -151,7 +159,7 @@ def store_columns(p: Any, one: Any, into: Any, i: Any, rows: Any, s: Any) -> Non
     else:
         for j in range(rows):
             for k in range(n):
-                g = get(one, s.x + k * column + j * size)
+                g = get(one, x + k * column + j * size)
                 put(into, address + j * step + k * stride, narrow(g, into))
 
 
@@ -218,7 +226,9 @@ def _cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> An
 
 
 @jit()
-def statistics(p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, affine: Any, s: Any) -> None:
+def statistics(
+    p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, affine: Any, hess: Any, s: Any
+) -> None:
     """The inputs of `settle`, and the exponentials over x, with 0 at each row's class."""
     column, size, zero = p.tile * size_of(one), size_of(one), splat(type(one)(0))
     lo, far = address_in(s.lo, np.int64(0), affine), type(one)(far_from(p))
@@ -243,7 +253,12 @@ def statistics(p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, affine
         put_wide(cell + PIVOT, by)
         put_wide(cell + AT_Y, base)
         for part in range(0, LINE // size, LINE // 8):
-            store(1.0, cell + part * 8 + REST, sum_down(one, x + part * size, column, p.classes))
+            if hess is None:
+                store(1.0, cell + part * 8 + REST, sum_down(one, x + part * size, column, p.classes))
+            else:
+                most, rest = top_and_rest(one, x + part * size, column, p.classes)
+                store(1.0, cell + part * 8 + TOP, most)
+                store(1.0, cell + part * 8 + REST, rest)
     counted = p.classes - 1 if p.labels else p.classes
     for at in range(s.table, s.table + rows * 8, LINE):
         by, base, z_y = load(1.0, at + PIVOT, 1.0), load(1.0, at + AT_Y, 1.0), load(1.0, at + GAP, 1.0)
@@ -283,6 +298,21 @@ def _sum_down(one: Any, x: Any, column: Any, n: Any) -> Any:
         return total + lost
 
     return sums32 if one == F32 else sums64
+
+
+@jit()
+def top_and_rest(one: Any, x: Any, column: Any, n: Any) -> Any:
+    """(largest, sum of the others) of n columns at x, of 8 rows in float64."""
+    top, total, lost = splat(0.0), splat(0.0), splat(0.0)
+    for k in range(n):
+        value = load(one, x + k * column, 0.0)
+        above = value > top
+        less, top = select(above, top, value), select(above, value, top)
+        new = total + less
+        if size_of(one) == 8:  # Knuth's two-sum
+            lost = lost + difference_error(total, -less, new)
+        total = new
+    return top, total + lost
 
 
 @jit()
@@ -380,6 +410,25 @@ def _parts_if(one: Any, at: Any, on: Any) -> Any:
 
 
 @jit()
+def hessian(p: Any, one: Any, rows: Any, s: Any) -> None:
+    """The Hessian's diagonal, beside the exponentials."""
+    column, size = p.tile * size_of(one), size_of(one)
+    for j in range(0, rows, LINE // size):
+        cell, y = s.table + j * 8, load(one, s.y + j * size, one)
+        c, c_lo = in_parts(one, cell + OF_H)
+        least, at_y = in_parts(one, cell + LEAST)[0], in_parts(one, cell + H_Y)[0]
+        less = (
+            in_parts(one, cell + INVERSE)[0], in_parts(one, cell + TOP)[0], in_parts(one, cell + H_TOP)[0],
+            least,
+        )  # fmt: skip
+        at_y = select(at_y < least, least, at_y)
+        for k in range(p.classes):
+            at = j * size + k * column
+            h = weighted(load(one, s.x + at, one), c, c_lo, less)
+            store(one, s.hess + at, select(y == type(one)(k), at_y, h))
+
+
+@jit()
 def gradient(p: Any, one: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
     """The gradient over the exponentials."""
     column, size = p.tile * size_of(one), size_of(one)
@@ -406,11 +455,11 @@ def gradient(p: Any, one: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> N
 @jit()
 def work(
     worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, smooth: Any,
-    affine: Any, capped: Any, grad: Any,
+    affine: Any, capped: Any, grad: Any, hess: Any,
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
-    size, table = TILE * size_of(one), VALUES * COLUMN + LINE
+    size, table = TILE * size_of(one), VALUES * COLUMN + 2 * LINE
     s = Scratch(
         p.exponentials + worker * p.tile_bytes,
         p.lows + worker * p.tile_bytes,
@@ -418,6 +467,7 @@ def work(
         p.curves + worker * TILE * 8,
         p.table + worker * table,
         p.blocks + worker * size,
+        p.hessians + worker * p.tile_bytes,
         p.lines + worker * p.tile * p.classes * size_of(into),
     )
     for chunk in range(first, last):
@@ -429,12 +479,15 @@ def work(
             prepare(p, one, i, rows, smooth, s)
             if affine is not None:
                 transform(p, one, rows, capped, s)
-            statistics(p, of, one, i, rows, smooth, affine, s)
-            settle(s.table, one, rows, p)
+            statistics(p, of, one, i, rows, smooth, affine, hess, s)
+            settle(s.table, one, rows, p, hess)
             sums = take_losses(p, one, i, rows, s.table, sums)
+            if hess is not None:
+                hessian(p, one, rows, s)
+                store_columns(p, one, into, i, rows, s.hess, p.hess_diag, p.hess_step, s)
             if grad is not None:
                 gradient(p, one, rows, smooth, capped, s)
-                store_columns(p, one, into, i, rows, s)
+                store_columns(p, one, into, i, rows, s.x, p.grad, p.grad_step, s)
             i += rows
         put_sums(p, chunk, sums)
     if p.past_caches:

@@ -37,7 +37,7 @@ def kernel(way: str, dtype: str, memory: tuple[str, str], switches: tuple[bool |
     if way == "columns":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-            columns.work(worker, first, last, parameters, of, one, into, smooth, affine, capped, grad)
+            columns.work(worker, first, last, parameters, of, one, into, smooth, affine, capped, grad, hess)
 
     elif way == "pieces":
 
@@ -47,13 +47,16 @@ def kernel(way: str, dtype: str, memory: tuple[str, str], switches: tuple[bool |
     elif way == "tiles":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-            tiles.work(worker, first, last, parameters, of, one, into, plain, smooth, affine, capped, grad)
+            tiles.work(
+                worker, first, last, parameters, of, one, into, plain, smooth, affine, capped, grad, hess
+            )
+
     else:
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
             work(
-                worker, first, last, parameters, one, smooth, affine, capped, soft, entropy, grad, hess, log_p,
-                v, hvp, log_jvp,
+                worker, first, last, parameters, one, smooth, affine, capped, soft, entropy, grad, hess,
+                log_p, v, hvp, log_jvp,
             )  # fmt: skip
 
     return native_function(nb.void(nb.int64, nb.int64, nb.int64, nb.int64))(chunks)

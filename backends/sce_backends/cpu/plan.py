@@ -60,6 +60,7 @@ class _Shape(NamedTuple):
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
     grad: tuple[tuple[int, ...], np.dtype[Any], bool] | None  # strides, dtype; whole lines can be written
+    hess: tuple[tuple[int, ...], np.dtype[Any], bool] | None  # the same of the Hessian's diagonal
     others: tuple[tuple[np.dtype[Any], tuple[int, ...]] | None, ...]  # the other matrices
     in_place: bool
     target: str
@@ -91,8 +92,7 @@ class _Shape(NamedTuple):
 
 def plan(problem: Problem, answer: Answer, in_place: bool) -> Plan:
     """`in_place`: the gradient lies where the logits do."""
-    logits, grad = problem.logits, answer.grad
-    flat = grad is not None and grad.flags.c_contiguous and grad.flags.aligned
+    logits = problem.logits
     return _plan(
         _Shape(
             problem.rows,
@@ -100,11 +100,11 @@ def plan(problem: Problem, answer: Answer, in_place: bool) -> Plan:
             logits.shape,
             logits.strides,
             logits.dtype,
-            None if grad is None else (grad.strides, grad.dtype, flat),
+            _seen_whole(answer.grad),
+            _seen_whole(answer.hess_diag),
             (
                 _seen(problem.distribution),
                 _seen(problem.direction),
-                _seen(answer.hess_diag),
                 _seen(answer.log_softmax),
                 _seen(answer.hvp),
                 _seen(answer.log_softmax_jvp),
@@ -127,6 +127,10 @@ def plan(problem: Problem, answer: Answer, in_place: bool) -> Plan:
     )
 
 
+def _seen_whole(x: Array | None) -> tuple[tuple[int, ...], np.dtype[Any], bool] | None:
+    return None if x is None else (x.strides, x.dtype, x.flags.c_contiguous and x.flags.aligned)
+
+
 def _seen(x: Array | None) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
     return None if x is None else (x.dtype, x.strides)
 
@@ -135,7 +139,7 @@ def _seen(x: Array | None) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
 def _plan(shape: _Shape) -> Plan:
     dtype = "float64" if shape.dtype == "float64" else "float32"
     size, classes, grad = np.dtype(dtype).itemsize, shape.classes, shape.grad
-    run, row_step, grad_step = _steps(shape)
+    run, row_step, grad_step, hess_step = _steps(shape)
     way = _way(shape, dtype, row_step == shape.dtype.itemsize)
     chunk = max(1, _CHUNK // (classes + _ROW))
     tile = _tile(way, classes * size)
@@ -144,6 +148,8 @@ def _plan(shape: _Shape) -> Plan:
     plain = not shape.transformed and shape.strides[2] == shape.dtype.itemsize
     direct = plain and shape.dtype == dtype
     past_caches = grad is not None and grad[2] and not shape.in_place
+    if shape.hess is not None:
+        past_caches = past_caches and shape.hess[2]
     if grad is not None:
         past_caches = past_caches and shape.rows * classes * grad[1].itemsize >= _PAST_CACHES
         direct = direct and grad[1] == dtype and grad[0][2] == size
@@ -175,6 +181,7 @@ def _plan(shape: _Shape) -> Plan:
         "run": run,
         "row_step": row_step,
         "grad_step": grad_step,
+        "hess_step": hess_step,
         "past_caches": past_caches,
         "sharp": _sharp(shape, dtype),
     }
@@ -185,6 +192,7 @@ def _plan(shape: _Shape) -> Plan:
         "grad_scale": shape.grad_scale,
         "hess_scale": shape.hess_scale,
         "hess_min": -np.inf if shape.hess_min is None else shape.hess_min,
+        "of_h": shape.hess_scale / shape.temperature / shape.temperature,
         "of_q": shape.grad_scale / (1.0 if shape.capped else shape.temperature),
         "temperature": shape.temperature,
         "softcap": shape.softcap or 0.0,
@@ -192,19 +200,22 @@ def _plan(shape: _Shape) -> Plan:
         "label_smoothing": shape.label_smoothing,
         "spare": 1.0 if shape.target == "none" else 0.0,
     }
-    soft, v, hess, log_p, hvp, log_jvp = shape.others
+    soft, v, log_p, hvp, log_jvp = shape.others
+    hess = shape.hess
     seen = {
         "logits": (shape.dtype, shape.strides),
         "distribution": soft,
         "direction": v,
         "grad": grad and (grad[1], grad[0]),
-        "hess_diag": hess,
+        "hess_diag": hess and (hess[1], hess[0]),
         "log_softmax": log_p,
         "hvp": hvp,
         "log_softmax_jvp": log_jvp,
     }
     matrices = {name: (DTYPES.index(x[0].name), x[1]) for name, x in seen.items() if x}
     scratch = _scratch(way, size, facts, shape.transformed, shape.capped)
+    if way == "columns" and shape.hess is not None:
+        scratch["hessians"] = facts["tile_bytes"]
     memory = shape.dtype.name, (shape.dtype if grad is None else grad[1]).name
     if way == "rows":  # it looks at them when it runs: one kernel for all
         memory = dtype, dtype
@@ -215,7 +226,10 @@ def _plan(shape: _Shape) -> Plan:
 
 
 def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
-    if shape.target == "distribution" or not shape.outputs <= _TILED:
+    hess = shape.hess is not None
+    if shape.target == "distribution" or not shape.outputs - {"hess_diag"} <= _TILED:
+        return "rows"
+    if hess and (shape.capped or shape.z_loss or not shape.grad or shape.grad[1] != shape.dtype):
         return "rows"
     if shape.target == "none" and "loss" in shape.outputs:
         return "rows"  # the loss is lse itself, which may lie near 0
@@ -227,7 +241,9 @@ def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
         return "columns"
     if shape.grad is not None and shape.grad[0][2] != shape.grad[1].itemsize:
         return "rows"
-    return "pieces" if shape.rows <= _FEW_ROWS and shape.classes >= _MANY else "tiles"
+    if shape.hess and shape.hess[0][2] != shape.hess[1].itemsize:
+        return "rows"
+    return "pieces" if shape.rows <= _FEW_ROWS and shape.classes >= _MANY and not hess else "tiles"
 
 
 def _sharp(shape: _Shape, dtype: str) -> bool:
@@ -254,7 +270,7 @@ def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capp
     found = {
         "blocks": 2 * tiles.BLOCK * size,
         "curves": tiles.BLOCK * 8,
-        "table": tiles.VALUES * tiles.COLUMN + LINE,
+        "table": tiles.VALUES * tiles.COLUMN + 2 * LINE,
         "exponentials": facts["tile_bytes"],
     }
     if way == "columns" and facts.get("past_caches"):
@@ -279,14 +295,14 @@ def _shared(way: Way, size: int, facts: dict[str, int], capped: bool) -> dict[st
     return found | ({"slopes": every * pieces.PIECE * 8} if capped else {})
 
 
-def _steps(shape: _Shape) -> tuple[int, int, int]:
-    """(rows in a run, bytes between neighbours of a run in the logits, and in the gradient)."""
-    found = [shape.strides] + ([shape.grad[0]] if shape.grad else [])
+def _steps(shape: _Shape) -> tuple[int, int, int, int]:
+    """(rows in a run, bytes between neighbours of a run in the logits, in the gradient, in the Hessian)."""
+    found = [x[0] if x else shape.strides for x in (shape.grad, shape.hess)]
     n, inner, _ = shape.shape
-    if inner == 1:
-        return n, found[0][0], found[-1][0]
-    whole = all(strides[0] == inner * strides[1] for strides in found)
-    return n * inner if whole else inner, found[0][1], found[-1][1]
+    whole = all(strides[0] == inner * strides[1] for strides in (shape.strides, *found))
+    axis = 0 if inner == 1 else 1
+    run = n if inner == 1 else n * inner if whole else inner
+    return run, shape.strides[axis], found[0][axis], found[1][axis]
 
 
 def _whole_lines(size: int) -> int:

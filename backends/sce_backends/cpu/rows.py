@@ -276,7 +276,7 @@ def write_hvp(
     z: Any, lo: Any, q: Any, v: Any, slope: Any, curve: Any, st: Any, centre: Any, scale: Any, z_slope: Any,
     lam2: Any, out: Any,
 ) -> None:  # fmt: skip
-    """The row of the Hessian times v, scale * ((a p_k (w_k - p.w) + 2 lam p_k p.w) slope_k + dz_k curve_k v_k)."""
+    """The row of the Hessian times v: scale * ((a p (w - p.w) + 2 lam p p.w) slope + dz curve v)."""
     of = z.dtype.type
     m, shift = centre
     a = st.mass + st.mass_t + st.mass_y + z_slope

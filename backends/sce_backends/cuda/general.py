@@ -151,9 +151,9 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
 
     def general(
         x, x_a, x_b, x_c, y, y_a, y_b, y_c, v, v_a, v_b, v_c, g, g_a, g_b, g_c, hess, h_a, h_b, h_c,
-        logp, l_a, l_b, l_c, hv, hv_a, hv_b, hv_c, jvp, j_a, j_b, j_c, labels, class_weight, sample_weight, bias, total, loss, z_loss, lse, log_prob, entropy, argmax,
-        correct, n, inner, classes, ignored, smoothing, temperature, cap, lam, denominator, grad_scale,
-        hess_scale, hess_min,
+        logp, l_a, l_b, l_c, hv, hv_a, hv_b, hv_c, jvp, j_a, j_b, j_c, labels, class_weight, sample_weight,
+        bias, total, loss, z_loss, lse, log_prob, entropy, argmax, correct, n, inner, classes, ignored,
+        smoothing, temperature, cap, lam, denominator, grad_scale, hess_scale, hess_min,
     ):  # fmt: skip
         thread = cuda.threadIdx.x
         lane = thread % lanes
@@ -267,8 +267,9 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
         if lam != 0.0:
             z_slope, of_z = 2.0 * lam * row_lse, lam * row_lse * row_lse
 
-        # w_k - p.w = (w_k - m) + sum_j p_j (m - w_j), where m is w_t, so that the maximum's term is 0. In float64
-        # only where that has half of the probability, else about the mean: a w_t far from the others would cancel.
+        # w_k - p.w = (w_k - m) + sum_j p_j (m - w_j), where m is w_t, so that the maximum's term is 0. In
+        # float64 only where that has half of the probability, else about the mean: a w_t far from the others
+        # would cancel.
         near, shift = 0.0, 0.0
         if along:
             w_t = along_v(v, v_at + at * v_c, x, x_at + at * x_c, temperature, cap)

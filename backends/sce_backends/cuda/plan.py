@@ -272,7 +272,10 @@ def survey(problem: Problem) -> Launch:
 def general(problem: Problem, answer: Answer) -> Launch:
     """The general kernel's launch."""
     lanes, groups = (BLOCK, 1) if problem.classes > _SHORT else (WARP, 1 if problem.rows < _FEW else 4)
-    matrix = next((x for x in (answer.grad, answer.log_softmax, answer.hvp, answer.log_softmax_jvp) if x is not None), problem.logits)
+    matrix = next(
+        (x for x in (answer.grad, answer.log_softmax, answer.hvp, answer.log_softmax_jvp) if x is not None),
+        problem.logits,
+    )
     spec = General(
         logits=problem.dtype,
         soft=_name(problem.distribution),
