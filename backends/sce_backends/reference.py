@@ -210,12 +210,13 @@ def _centred(w: Array, st: _Statistics) -> tuple[Array, Array]:
     """(n, C): w_k - p.w, and (n, 1): p.w. NaN in a row of w that holds NaN or an infinity.
 
     w_k - p.w = (w_k - m) + sum_j p_j (m - w_j) for any m. The maximum's own w, where it has half of the
-    probability: its term is exactly 0, and 1 - p_t never a difference. Elsewhere about p.w, because a w_t far
-    from the others would cancel.
+    probability: its term is exactly 0, and 1 - p_t never a difference. Elsewhere the w nearest to p.w, because
+    a w_t far from the others would cancel.
     """
     i = np.arange(len(w))
     t = st.pivots[0]
-    near = np.where(st.p[i, t] >= 0.5, w[i, t], (st.p * w).sum(axis=1))[:, None]
+    mean = (st.p * w).sum(axis=1, keepdims=True)
+    near = w[i, np.where(st.p[i, t] >= 0.5, t, np.abs(w - mean).argmin(axis=1))][:, None]
     gap = near - w
     shift = (st.p * gap).sum(axis=1, keepdims=True)
     return np.where(np.isfinite(shift), shift - gap, np.nan), near - shift

@@ -113,7 +113,11 @@ def _bound(problem: Problem, rows: Rows, name: str, want: Array, dtype: str) -> 
     unit = np.where(scale < floor, floor, ulp(scale, inner))
     allowed = np.where(scale < floor, floor, _k(problem, name, inner) * unit) + lost + of_z
     if name == "hess_diag" and problem.hess_min is not None:
-        allowed = allowed + np.where(rows.left_out[:, None], 0.0, 0.5 * ulp(problem.hess_min, inner))
+        of_floor = np.where(rows.left_out[:, None], 0.0, ulp(problem.hess_min, inner))
+        allowed, unit = (
+            allowed + 0.5 * of_floor,
+            np.maximum(unit, np.where(want == problem.hess_min, of_floor, 0)),
+        )
         zero = rows.left_out[:, None] & zero  # elsewhere no probability means the floor
     unit = unit + lost
     if dtype != inner:  # one more rounding, at the value itself

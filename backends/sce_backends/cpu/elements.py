@@ -155,6 +155,17 @@ def sum_along(e: Any, v: Any, slope: Any, m: Any) -> Any:
     return s
 
 
+@jit()
+def nearest(v: Any, slope: Any, m: Any) -> Any:
+    """The w_k nearest to m, the first of a tie."""
+    found = along(v, slope, 0)
+    for k in range(1, v.size):
+        w = along(v, slope, k)
+        if abs(w - m) < abs(found - m):
+            found = w
+    return found
+
+
 @jit(fastmath={"contract"})
 def emit_centred(v: Any, slope: Any, m: Any, shift: Any, scale: Any, out: Any) -> None:
     """out_k = scale * ((w_k - m) + shift)."""

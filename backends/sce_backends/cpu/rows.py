@@ -252,13 +252,14 @@ def gaps_along(z: Any, lo: Any, v: Any, slope: Any, st: Any, m: Any, buffer: Any
 def centre(z: Any, lo: Any, v: Any, slope: Any, st: Any, buffer: Any) -> Any:
     """(m, shift) with w_k - p.w = (w_k - m) + shift, where w = slope v: see docs/math.md.
 
-    m is w_t, so that the maximum's term is exactly 0. In float64 only where that has half of the probability:
-    a w_t far from the others would cost digits, which float32 has not. shift is NaN or infinite where v is.
+    m is w_t, so that the maximum's term is exactly 0. In float64 only where that has half of the probability,
+    else the w nearest to the mean: one far from the others would cost digits, which float32 has not. shift is
+    NaN where v is not finite.
     """
     top = elements.along(v, slope, st.t)
     m, at_top = top, 0.0
     if z.itemsize == 8 and st.total > 2.0:
-        m = (top - gaps_along(z, lo, v, slope, st, 0.0, buffer)) / st.total
+        m = elements.nearest(v, slope, (top - gaps_along(z, lo, v, slope, st, 0.0, buffer)) / st.total)
         at_top = m - top
     shift = (gaps_along(z, lo, v, slope, st, m, buffer) + (at_top + (top - top))) / st.total
     return m, shift + (shift - shift)

@@ -268,8 +268,8 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
             z_slope, of_z = 2.0 * lam * row_lse, lam * row_lse * row_lse
 
         # w_k - p.w = (w_k - m) + sum_j p_j (m - w_j), where m is w_t, so that the maximum's term is 0. In
-        # float64 only where that has half of the probability, else about the mean: a w_t far from the others
-        # would cancel.
+        # float64 only where that has half of the probability, else the w nearest to the mean: a w_t far from
+        # the others would cancel.
         near, shift = 0.0, 0.0
         if along:
             w_t = along_v(v, v_at + at * v_c, x, x_at + at * x_c, temperature, cap)
@@ -279,7 +279,15 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
                     0.0, at, lane, classes, top, x, x_at, x_c, v, v_at, v_c, bias, temperature, cap
                 )
                 mean_h, mean_t = gather(mean_h, mean_t)
-                near = (w_t - finish(mean_h, mean_t)) / total_e
+                mean = (w_t - finish(mean_h, mean_t)) / total_e
+                closest, chosen = -inf, classes
+                k = np.int64(lane)
+                while k < classes:
+                    w = along_v(v, v_at + k * v_c, x, x_at + k * x_c, temperature, cap)
+                    closest, chosen = better(closest, chosen, -abs(w - mean), k)
+                    k += lanes
+                closest, chosen = best(closest, chosen)
+                near = along_v(v, v_at + chosen * v_c, x, x_at + chosen * x_c, temperature, cap)
             shift_h, shift_t = gaps(
                 near, at, lane, classes, top, x, x_at, x_c, v, v_at, v_c, bias, temperature, cap
             )
