@@ -210,8 +210,8 @@ def _centred(w: Array, st: _Statistics) -> tuple[Array, Array]:
     """(n, C): w_k - p.w, and (n, 1): p.w. NaN in a row of w that holds NaN or an infinity.
 
     w_k - p.w = (w_k - m) + sum_j p_j (m - w_j) for any m. The maximum's own w, where it has half of the
-    probability: its term is exactly 0, and 1 - p_t never a difference. Elsewhere the w nearest to p.w, because
-    a w_t far from the others would cancel.
+    probability: its term is exactly 0, and 1 - p_t never a difference. Elsewhere the w nearest to p.w,
+    because a w_t far from the others would cancel.
     """
     i = np.arange(len(w))
     t = st.pivots[0]

@@ -37,7 +37,9 @@ def kernel(way: str, dtype: str, memory: tuple[str, str], switches: tuple[bool |
     if way == "columns":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-            columns.work(worker, first, last, parameters, of, one, into, smooth, affine, capped, grad, hess)
+            columns.work(
+                worker, first, last, parameters, of, one, into, smooth, affine, capped, grad, hess, hvp
+            )
 
     elif way == "pieces":
 

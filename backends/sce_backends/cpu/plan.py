@@ -61,8 +61,11 @@ class _Shape(NamedTuple):
     dtype: np.dtype[Any]
     grad: tuple[tuple[int, ...], np.dtype[Any], bool] | None  # strides, dtype; whole lines can be written
     hess: tuple[tuple[int, ...], np.dtype[Any], bool] | None  # the same of the Hessian's diagonal
+    hvp: tuple[tuple[int, ...], np.dtype[Any], bool] | None
+    direction: tuple[tuple[int, ...], np.dtype[Any], bool] | None
     others: tuple[tuple[np.dtype[Any], tuple[int, ...]] | None, ...]  # the other matrices
     in_place: bool
+    over: bool
     target: str
     outputs: frozenset[str]
     class_weight: bool
@@ -90,8 +93,8 @@ class _Shape(NamedTuple):
         return self.softcap is not None
 
 
-def plan(problem: Problem, answer: Answer, in_place: bool) -> Plan:
-    """`in_place`: the gradient lies where the logits do."""
+def plan(problem: Problem, answer: Answer, in_place: bool, over: bool = False) -> Plan:
+    """`in_place`: the gradient lies where the logits do. `over`: the product does, or where v does."""
     logits = problem.logits
     return _plan(
         _Shape(
@@ -102,14 +105,11 @@ def plan(problem: Problem, answer: Answer, in_place: bool) -> Plan:
             logits.dtype,
             _seen_whole(answer.grad),
             _seen_whole(answer.hess_diag),
-            (
-                _seen(problem.distribution),
-                _seen(problem.direction),
-                _seen(answer.log_softmax),
-                _seen(answer.hvp),
-                _seen(answer.log_softmax_jvp),
-            ),
+            _seen_whole(answer.hvp),
+            _seen_whole(problem.direction),
+            (_seen(problem.distribution), _seen(answer.log_softmax), _seen(answer.log_softmax_jvp)),
             in_place,
+            over,
             problem.target,
             problem.outputs,
             problem.class_weight is not None,
@@ -139,19 +139,18 @@ def _seen(x: Array | None) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
 def _plan(shape: _Shape) -> Plan:
     dtype = "float64" if shape.dtype == "float64" else "float32"
     size, classes, grad = np.dtype(dtype).itemsize, shape.classes, shape.grad
-    run, row_step, grad_step, hess_step = _steps(shape)
-    way = _way(shape, dtype, row_step == shape.dtype.itemsize)
+    run, steps = _steps(shape)
+    way = _way(shape, dtype, steps["row_step"] == shape.dtype.itemsize)
     chunk = max(1, _CHUNK // (classes + _ROW))
     tile = _tile(way, classes * size)
     parts = -(-classes // pieces.PIECE) if way == "pieces" else 1
     width = pieces.PIECE if parts > 1 else -(-classes // (LINE // size)) * (LINE // size)
     plain = not shape.transformed and shape.strides[2] == shape.dtype.itemsize
     direct = plain and shape.dtype == dtype
-    past_caches = grad is not None and grad[2] and not shape.in_place
-    if shape.hess is not None:
-        past_caches = past_caches and shape.hess[2]
+    written = [x for x in (grad, shape.hess, shape.hvp) if x is not None]
+    past_caches = bool(written) and all(x[2] for x in written) and not (shape.in_place or shape.over)
+    past_caches &= all(shape.rows * classes * x[1].itemsize >= _PAST_CACHES for x in written)
     if grad is not None:
-        past_caches = past_caches and shape.rows * classes * grad[1].itemsize >= _PAST_CACHES
         direct = direct and grad[1] == dtype and grad[0][2] == size
     switches = (
         shape.smooth,
@@ -179,9 +178,7 @@ def _plan(shape: _Shape) -> Plan:
         "in_place": shape.in_place,
         "pieces": parts,
         "run": run,
-        "row_step": row_step,
-        "grad_step": grad_step,
-        "hess_step": hess_step,
+        **steps,
         "past_caches": past_caches,
         "sharp": _sharp(shape, dtype),
     }
@@ -200,23 +197,23 @@ def _plan(shape: _Shape) -> Plan:
         "label_smoothing": shape.label_smoothing,
         "spare": 1.0 if shape.target == "none" else 0.0,
     }
-    soft, v, log_p, hvp, log_jvp = shape.others
-    hess = shape.hess
+    soft, log_p, log_jvp = shape.others
+    hess, hvp, v = shape.hess, shape.hvp, shape.direction
     seen = {
         "logits": (shape.dtype, shape.strides),
         "distribution": soft,
-        "direction": v,
+        "direction": v and (v[1], v[0]),
         "grad": grad and (grad[1], grad[0]),
         "hess_diag": hess and (hess[1], hess[0]),
         "log_softmax": log_p,
-        "hvp": hvp,
+        "hvp": hvp and (hvp[1], hvp[0]),
         "log_softmax_jvp": log_jvp,
     }
     matrices = {name: (DTYPES.index(x[0].name), x[1]) for name, x in seen.items() if x}
     scratch = _scratch(way, size, facts, shape.transformed, shape.capped)
-    if way == "columns" and shape.hess is not None:
-        scratch["hessians"] = facts["tile_bytes"]
-    memory = shape.dtype.name, (shape.dtype if grad is None else grad[1]).name
+    if way == "columns" and (hess or hvp):
+        scratch["more"] = facts["tile_bytes"]
+    memory = shape.dtype.name, (written[0][1] if written else shape.dtype).name
     if way == "rows":  # it looks at them when it runs: one kernel for all
         memory = dtype, dtype
     chunks = shape.rows * parts if parts > 1 else -(-shape.rows // chunk)
@@ -226,7 +223,13 @@ def _plan(shape: _Shape) -> Plan:
 
 
 def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
-    hess = shape.hess is not None
+    hess, most = shape.hess is not None, _MOST_COLUMNS if sideways else _FEW
+    if shape.outputs == {"hvp"}:
+        assert shape.hvp
+        assert shape.direction
+        plain = shape.target != "distribution" and not shape.capped and not shape.z_loss
+        plain = plain and shape.direction[1] == shape.hvp[1] == shape.dtype
+        return "columns" if plain and shape.classes <= most else "rows"
     if shape.target == "distribution" or not shape.outputs - {"hess_diag"} <= _TILED:
         return "rows"
     if hess and (shape.capped or shape.z_loss or not shape.grad or shape.grad[1] != shape.dtype):
@@ -237,7 +240,7 @@ def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
         return "rows"
     if shape.smooth and (dtype == "float64" or shape.class_weight):
         return "rows"  # nearly all mass may be at the maximum: its term, too, has to stay apart
-    if shape.classes <= (_MOST_COLUMNS if sideways else _FEW):
+    if shape.classes <= most:
         return "columns"
     if shape.grad is not None and shape.grad[0][2] != shape.grad[1].itemsize:
         return "rows"
@@ -295,14 +298,20 @@ def _shared(way: Way, size: int, facts: dict[str, int], capped: bool) -> dict[st
     return found | ({"slopes": every * pieces.PIECE * 8} if capped else {})
 
 
-def _steps(shape: _Shape) -> tuple[int, int, int, int]:
-    """(rows in a run, bytes between neighbours of a run in the logits, in the gradient, in the Hessian)."""
-    found = [x[0] if x else shape.strides for x in (shape.grad, shape.hess)]
+def _steps(shape: _Shape) -> tuple[int, dict[str, int]]:
+    """Rows in a run, and the bytes between neighbours of a run in the logits and the other matrices."""
+    seen = {
+        "v_step": shape.direction,
+        "grad_step": shape.grad,
+        "hess_step": shape.hess,
+        "hvp_step": shape.hvp,
+    }
+    found = {"row_step": shape.strides} | {name: x[0] for name, x in seen.items() if x}
     n, inner, _ = shape.shape
-    whole = all(strides[0] == inner * strides[1] for strides in (shape.strides, *found))
+    whole = all(strides[0] == inner * strides[1] for strides in found.values())
     axis = 0 if inner == 1 else 1
     run = n if inner == 1 else n * inner if whole else inner
-    return run, shape.strides[axis], found[0][axis], found[1][axis]
+    return run, {name: strides[axis] for name, strides in found.items()}
 
 
 def _whole_lines(size: int) -> int:
