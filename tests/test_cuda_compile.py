@@ -145,7 +145,8 @@ def test_the_kinds_are_all_there_are():
 GENERAL = General(
     logits="bfloat16", soft="float32", direction="float64", labels="int64", class_weight="float64",
     sample_weight="float64", bias="float64", grad="float32", loss="float32", of_sum="float64",
-    target="index", outputs=FULL, weighted=True, sampled=True, biased=True, capped=True, ignores=True, device_total=True, lanes=256, rows=1,
+    target="index", outputs=FULL, weighted=True, sampled=True, biased=True, capped=True, ignores=True,
+    device_total=True, lanes=256, rows=1,
 )  # fmt: skip
 OTHERS = {
     "everything, of an index": (Launch(GENERAL, 1, 256), BLACKWELL),

@@ -65,8 +65,7 @@ def _twins(others: Iterable[Case]) -> Iterator[Case]:
 
 def _along(case: Case, function: str) -> Case:
     """The same case with a derivative along some v, in a dtype and a layout of its own."""
-    name = f"{case.name}, {function}"
-    rng = data.generator(name)
+    rng = data.generator(f"{case.name}, {function}")
     x = np.asarray(case.logits)
     axis = case.options.get("axis", -1)
     out = case.out
@@ -82,7 +81,7 @@ def _along(case: Case, function: str) -> Case:
         v = np.repeat(v, 2, axis)[(slice(None),) * (axis % x.ndim) + (slice(1, None, 2),)]
     return replace(
         case,
-        name=name,
+        name=f"{case.name}, {function} of {dtype}",
         function=function,
         outputs=FUNCTIONS[function],
         options={**case.options, "v": v},
