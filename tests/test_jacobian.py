@@ -10,12 +10,12 @@ import sce
 
 INF, NAN = float("inf"), float("nan")
 MP = mpmath.MPContext()
-MP.dps = 60
+MP.dps = 150  # 1 - p by subtraction, where p is e^-110 away from 1
 rng = np.random.default_rng(0)
 
 
 def exact(row, temperature):
-    """(softmax's Jacobian, log-softmax's) of one row with 60 digits, rounded at the end."""
+    """(softmax's Jacobian, log-softmax's) of one row, rounded at the end."""
     z = [MP.mpf(float(v)) / MP.mpf(temperature) for v in row]
     e = [MP.exp(v) for v in z]
     p = [v / MP.fsum(e) for v in e]
@@ -80,8 +80,9 @@ def test_finite_differences(backend):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3, 10, 40, 300])
-@pytest.mark.parametrize("rows", [0, 1, 700])
+@pytest.mark.parametrize(
+    ("rows", "classes"), [(0, 3), (1, 1), (7, 1), (700, 2), (4000, 3), (700, 10), (30, 40), (2, 300)]
+)
 def test_any_size(classes, rows, backend):
     x = rng.normal(size=(rows, classes)).astype(np.float32)
     p = sce.softmax(x.astype(np.float64), backend="reference")
