@@ -11,6 +11,15 @@ from .functions import (
     loss_and_grad,
     softmax,
 )
+from .jacobian import (
+    log_softmax_jacobian,
+    log_softmax_jvp,
+    log_softmax_vjp,
+    softmax_jacobian,
+    softmax_jvp,
+    softmax_vjp,
+)
+from .second_order import hvp, loss_grad_hess
 from .select import Decision, backends, use
 from .settings import threads
 
@@ -27,10 +36,18 @@ __all__ = [
     "cross_entropy",
     "evaluate",
     "explain",
+    "hvp",
     "log_softmax",
+    "log_softmax_jacobian",
+    "log_softmax_jvp",
+    "log_softmax_vjp",
     "logsumexp",
     "loss_and_grad",
+    "loss_grad_hess",
     "softmax",
+    "softmax_jacobian",
+    "softmax_jvp",
+    "softmax_vjp",
     "threads",
     "use",
 ]

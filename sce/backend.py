@@ -57,9 +57,10 @@ class Problem(NamedTuple):
     validated: bool  # False: a label may be out of range; such a row's answer is NaN
 
     # Data.
-    logits: Array  # (A, B, C), floating; in place: the same memory as Answer.grad
+    logits: Array  # (A, B, C), floating; in place: the same memory as Answer.grad, or as Answer.hvp
     labels: NDArray[np.int64] | None = None  # (N,), for "index"
     distribution: Array | None = None  # (A, B, C), floating, any of DTYPES, for "distribution"
+    direction: Array | None = None  # (A, B, C), floating, any of DTYPES: v of `hvp` and `log_softmax_jvp`
     class_weight: NDArray[np.float64] | None = None  # (C,), finite
     sample_weight: NDArray[np.float64] | None = None  # (N,), finite
     logit_bias: NDArray[np.float64] | None = None  # (C,), finite or -inf
@@ -72,6 +73,8 @@ class Problem(NamedTuple):
     own_denominator: bool = False  # on a device: D is the total weight, which the backend adds up itself
     empty: float = math.nan  # on a device: the reduced loss where D is 0
     grad_scale: float = 1.0  # multiplies the gradient alone
+    hess_scale: float = 1.0  # multiplies the second derivatives alone, hess_diag and hvp
+    hess_min: float | None = None  # then hess_diag is at least this, but in rows whose s is 0
     device: int = 0  # on a device: its index,
     stream: int = 0  # the caller's stream on it, by its handle,
     wait: bool = False  # and whether nothing may be under way when a call returns
@@ -89,6 +92,8 @@ class Answer(NamedTuple):
     grad: Array | None = None  # (A, B, C): the logits' dtype, or float32 for half-precision logits
     hess_diag: Array | None = None  # (A, B, C), the logits' dtype
     log_softmax: Array | None = None  # (A, B, C), the logits' dtype
+    hvp: Array | None = None  # (A, B, C), as grad: the Hessian of the loss times v; it may lie over v, too
+    log_softmax_jvp: Array | None = None  # (A, B, C), as grad: the derivative of log_softmax along v
     lse: Array | None = None  # (N,), the loss dtype
     log_prob: Array | None = None  # (N,), the loss dtype: sum_k y_k log p_k
     entropy: Array | None = None  # (N,), the loss dtype, nats

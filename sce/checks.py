@@ -73,6 +73,19 @@ def target(value: Any, shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> A
     return y
 
 
+def direction(value: Any, shape: tuple[int, ...]) -> Array:
+    """A floating array shaped like the logits."""
+    v = as_host(value, "v")
+    if dtype_name(v.dtype) not in DTYPES:
+        raise TypeError(
+            f"v has dtype {v.dtype}, not one of {', '.join(DTYPES)}: convert it, for instance with"
+            " .astype(np.float32)."
+        )
+    if v.shape != shape:
+        raise ValueError(f"v has shape {v.shape}; logits of shape {shape} need the same: nothing broadcasts.")
+    return v
+
+
 def _index_shape(got: tuple[int, ...], shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> str:
     text = f"target of class indices has shape {got}; logits of shape {shape} need {rows_shape}"
     if got == shape:
@@ -318,12 +331,12 @@ def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...]) -
         reach = stride * (n - 1) + max(reach, value.itemsize)
 
 
-def overlap(out: Array, inputs: dict[str, Array], in_place: str | None = None) -> None:
-    """`out` shares memory with no input, unless it is exactly the one that may be worked on in place."""
+def overlap(out: Array, inputs: dict[str, Array], in_place: tuple[str, ...] = ()) -> None:
+    """`out` shares memory with no input, unless it is exactly one that may be worked on in place."""
     for name, x in inputs.items():
-        if not _share(out, x) or (name == in_place and _same(out, x)):
+        if not _share(out, x) or (name in in_place and _same(out, x)):
             continue
-        how = f"pass out={name} itself, or separate memory" if name == in_place else "pass separate memory"
+        how = f"pass out={name} itself, or separate memory" if name in in_place else "pass separate memory"
         raise ValueError(f"out overlaps {name}, which would be overwritten while it is read: {how}.")
 
 

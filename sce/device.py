@@ -218,6 +218,24 @@ def _device_of(x: Any, library: str) -> int:
     return int(where()[1]) if where is not None else int(getattr(getattr(x, "device", None), "id", 0))
 
 
+def identity(like: Any, n: int) -> Any:
+    """The identity matrix in float32, of the type of `like` and on its device."""
+    root = library_of(type(like))
+    if root == "numba":
+        return sys.modules["numba.cuda"].to_device(np.eye(n, dtype=np.float32))
+    if root == "cupy":
+        with like.device:
+            return sys.modules["cupy"].eye(n, dtype=np.float32)
+    if root == "torch":
+        torch = sys.modules["torch"]
+        return torch.eye(n, dtype=torch.float32, device=like.device)
+    library = like.__array_namespace__()
+    made = library.eye(n, dtype=library.float32, device=like.device)
+    if hasattr(made, "block_until_ready"):
+        made.block_until_ready()
+    return made
+
+
 def _by_interface(x: Any) -> Array:
     """The CUDA array interface (version 3)."""
     facts = x.__cuda_array_interface__

@@ -15,7 +15,7 @@ from .device import Place, address, describe, library_of, maker
 from .problem import NO_TARGET, Request, bare, elsewhere, prepare
 from .select import Decision, decide, obtain
 
-_MATRICES = ("grad", "hess_diag", "log_softmax")
+_MATRICES = ("grad", "hess_diag", "log_softmax", "hvp", "log_softmax_jvp")
 _REDUCED = ("loss", "z_loss")
 
 

@@ -14,11 +14,11 @@ from .backend import Array, BackendError, Problem, TargetKind, memory_at
 from .device import Glance, Place, describe, glance, place_of, read_only
 from .layout import Layout, as_host, dtype_name, layout, native, on_device
 
-NO_TARGET: Any = object()  # not None: a target that is None is somebody's mistake
+NO_TARGET: Any = object()  # not None: a target, or a v, that is None is somebody's mistake
 _BLOCK = 1 << 16  # rows summed at once, so that the temporaries of a denominator stay small
 
 
-_ARRAYS = ("logits", "labels", "distribution", "class_weight", "sample_weight", "logit_bias")  # of a Problem
+_ARRAYS = ("logits", "labels", "distribution", "direction", "class_weight", "sample_weight", "logit_bias")
 
 
 class Alike:
@@ -72,6 +72,9 @@ def prepare(
     denominator: float | None = None,
     empty: str = "nan",
     grad_scale: float = 1.0,
+    hess_scale: float = 1.0,
+    hess_min: float | None = None,
+    v: Any = NO_TARGET,
     out: Any = None,
     validate: bool = True,
     recognise: bool = False,
@@ -79,10 +82,12 @@ def prepare(
     """Check everything, then build. Without a target: softmax and its relatives (q = 0, Q = 1).
 
     `recognise`: on a device, the request may be that of an earlier call (see `Request`), for `solve` alone.
+    `out` is for the gradient, or for whichever derivative along `v` is wanted.
     """
     arrays = {
         name: logits,
         "target": None if target is NO_TARGET else target,
+        "v": None if v is NO_TARGET else v,
         "class_weight": class_weight,
         "sample_weight": sample_weight,
         "logit_bias": logit_bias,
@@ -93,7 +98,7 @@ def prepare(
     if recognise and type(logits) is not np.ndarray and (seen := glance([*arrays.values()])) is not None:
         options = (
             name, axis, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction, denominator,
-            empty, grad_scale, validate, outputs, target is NO_TARGET,
+            empty, grad_scale, hess_scale, hess_min, validate, outputs, target is NO_TARGET, v is NO_TARGET,
         )  # fmt: skip
         in_place = out is not None and seen.at[0] == seen.at[-1]
         key = seen.common, options, tuple(map(type, options)), in_place
@@ -107,6 +112,7 @@ def prepare(
         arrays = {word: None if a is None else describe(a, word, place) for word, a in arrays.items()}
         logits, class_weight, out = arrays[name], arrays["class_weight"], arrays["out"]
         sample_weight, logit_bias = arrays["sample_weight"], arrays["logit_bias"]
+        v = v if v is NO_TARGET else arrays["v"]
         target = target if target is NO_TARGET else arrays["target"]
 
     x = checks.logits(logits, name)
@@ -127,7 +133,11 @@ def prepare(
     w = checks.vector("class_weight", class_weight, (classes,), "one weight per class", validate, device)
     u = checks.vector("sample_weight", sample_weight, rows_shape, "one weight per row", validate, device)
     b = checks.logit_bias(logit_bias, (classes,), validate, device)
-    numbers = label_smoothing, temperature, softcap, z_loss, grad_scale, reduction, denominator, empty
+    along = None if v is NO_TARGET else checks.direction(v, x.shape)
+    numbers = (
+        label_smoothing, temperature, softcap, z_loss, grad_scale, hess_scale, hess_min, reduction,
+        denominator, empty,
+    )  # fmt: skip
     # Most calls repeat the options of another. Only values that cannot change are looked up.
     check = _numbers if _LASTING.issuperset(map(type, numbers)) else _numbers.__wrapped__
     options, reduction, divisor, without = check(*numbers)
@@ -140,18 +150,19 @@ def prepare(
     if out is not None:
         checks.out(out, x.shape, checks.matrix_dtypes(x.dtype))
         inputs = {key: as_host(a, key) for key, a in arrays.items() if a is not None and key != "out"}
-        checks.overlap(out, inputs, in_place=name)
+        checks.overlap(out, inputs, in_place=(name, "v"))
 
     u, labels = _flat(u), _flat(labels)
     own = device and reduction == "mean" and divisor is None and _weighs(labels, ignore, w, u)
     if reduction == "mean" and divisor is None and not own:
         divisor = checks.total_weight(_total_weight(rows, labels, ignore, w, u), validate)
     fresh = memory_at(64, x.shape, x.dtype) if device else None  # what new matrices look like there
-    where = layout(axis, *[a for a in (x, soft, out, fresh) if a is not None])
-    if device and any(a is not None and where.view(a) is None for a in (x, soft, out, fresh)):
+    matrices = [a for a in (x, soft, along, out, fresh) if a is not None]
+    where = layout(axis, *matrices)
+    if device and any(where.view(a) is None for a in matrices):
         raise BackendError(
-            "the row axes of logits, target and out lie in memory in different orders, or with gaps, and on a"
-            " device nothing is copied: pass contiguous arrays."
+            "the row axes of logits, target, v and out lie in memory in different orders, or with gaps, and"
+            " on a device nothing is copied: pass contiguous arrays."
         )
     problem = Problem(
         rows=rows,
@@ -165,6 +176,7 @@ def prepare(
         logits=_frozen(where.read(native(x))),
         labels=_frozen(labels),
         distribution=None if soft is None else _frozen(where.read(native(soft))),
+        direction=None if along is None else _frozen(where.read(native(along))),
         class_weight=_frozen(w),
         sample_weight=_frozen(u),
         logit_bias=_frozen(b),
@@ -286,6 +298,8 @@ def _numbers(
     softcap: Any,
     z_loss: Any,
     grad_scale: Any,
+    hess_scale: Any,
+    hess_min: Any,
     reduction: Any,
     denominator: Any,
     empty: Any,
@@ -297,6 +311,8 @@ def _numbers(
         "softcap": None if softcap is None else checks.real("softcap", softcap, above=0.0),
         "z_loss": checks.real("z_loss", z_loss, low=0.0),
         "grad_scale": checks.real("grad_scale", grad_scale) + 0.0,  # -0.0 is looked up as 0.0, and so it is
+        "hess_scale": checks.real("hess_scale", hess_scale) + 0.0,
+        "hess_min": None if hess_min is None else checks.real("hess_min", hess_min),
     }
     checks.spread(options["temperature"], options["softcap"])
     reduction = checks.one_of("reduction", reduction, ("none", "sum", "mean"))

@@ -90,6 +90,8 @@ USUAL = {
     "z_loss": 0.0,
     "denominator": 1.0,
     "grad_scale": 1.0,
+    "hess_scale": 1.0,
+    "hess_min": None,
 }
 
 
@@ -393,6 +395,124 @@ def hessian_without_soft_cap_curvature(problem, answer):
             )
             reference.run(plain_z, type(answer)(hess_diag=h))
             answer.hess_diag[...] = h * slope**2
+
+
+@mistake("options")
+@after
+def product_without_temperature_chain(problem, answer):
+    if answer.hvp is not None and problem.temperature != 1:
+        answer.hvp[...] = answer.hvp * problem.temperature
+
+
+def products(problem):
+    """(p, w - p.w, p.w) of a problem along v, in float64 and as textbooks have it."""
+    p = softmax_of(rows_of(problem))
+    w = problem.direction.reshape(p.shape).astype(np.float64)
+    mean = (p * w).sum(axis=1, keepdims=True)
+    return p, w - mean, mean
+
+
+@mistake("confident")
+@after
+def product_where_one_minus_p_cancels(problem, answer):
+    if answer.hvp is not None and plain(problem):
+        p, centred, _ = products(problem)
+        put(answer.hvp, p * centred)
+
+
+@mistake("closed forms")
+@after
+def product_relative_to_the_maximum(problem, answer):
+    """(v_k - v_t) + sum_j p_j (v_t - v_j) loses digits where v_t is far from the others and p_t small."""
+    if answer.hvp is not None and plain(problem):
+        p, _, _ = products(problem)
+        v = problem.direction.reshape(p.shape).astype(np.float64)
+        top = np.take_along_axis(v, p.argmax(axis=1)[:, None], 1)
+        put(answer.hvp, p * ((v - top) + (p * (top - v)).sum(axis=1, keepdims=True)))
+
+
+@mistake("options")
+@after
+def product_without_z_loss_of_the_mean(problem, answer):
+    if answer.hvp is not None and problem.z_loss and problem.softcap is None and not problem.own_denominator:
+        p, _, mean = products(problem)
+        u = np.ones(problem.rows) if problem.sample_weight is None else problem.sample_weight
+        s = np.where(counted(problem), u, 0) / (problem.denominator or np.inf) * problem.hess_scale
+        less = 2 * problem.z_loss * s[:, None] * p * mean / problem.temperature**2
+        put(answer.hvp, answer.hvp.reshape(p.shape) - less.astype(answer.hvp.dtype))
+
+
+@mistake("options")
+def product_without_soft_cap_curvature(problem, answer):
+    reference.run(problem, answer)
+    if answer.hvp is not None and problem.softcap is not None:
+        x = problem.logits.astype(np.float64)
+        slope = np.cosh(x / (problem.temperature * problem.softcap)) ** -2 / problem.temperature
+        z, v = rows_of(problem).reshape(x.shape), problem.direction * slope
+        flat = problem._replace(
+            logits=z, direction=v, softcap=None, temperature=1.0, logit_bias=None, dtype="float64"
+        )
+        h = np.empty(x.shape)
+        reference.run(flat, type(answer)(hvp=h))
+        answer.hvp[...] = h * slope
+
+
+@mistake("layouts")
+@after
+def product_with_v_of_the_first_row(problem, answer):
+    if answer.hvp is not None:
+        v = np.broadcast_to(problem.direction[:1, :1], problem.direction.shape)
+        reference.run(problem._replace(direction=v), answer)
+
+
+@mistake("edges")
+@after
+def product_of_zero_where_v_is_nan(problem, answer):
+    if answer.hvp is not None:
+        answer.hvp[...] = np.where(np.isnan(problem.direction), 0, answer.hvp)
+
+
+@mistake("edges")
+@after
+def nan_of_v_in_rows_left_out(problem, answer):
+    if answer.hvp is not None:
+        hvp = by_rows(answer.hvp, problem).astype(np.float64)
+        out = ~counted(problem)
+        hvp[out] = 0 * by_rows(problem.direction, problem)[out].astype(np.float64)
+        put(answer.hvp, hvp)
+
+
+@mistake("edges")
+@after
+def floor_in_rows_left_out(problem, answer):
+    if answer.hess_diag is not None and problem.hess_min is not None:
+        answer.hess_diag[...] = np.maximum(answer.hess_diag, problem.hess_min)
+
+
+@mistake("options")
+def floor_before_the_weights(problem, answer):
+    if answer.hess_diag is not None and problem.hess_min is not None and problem.sample_weight is not None:
+        floor = problem.hess_min * np.abs(problem.sample_weight / (problem.denominator or 1.0))
+        reference.run(problem._replace(hess_min=None), answer)
+        hess = by_rows(answer.hess_diag, problem)
+        put(answer.hess_diag, np.maximum(hess, floor[:, None].astype(hess.dtype)))
+    else:
+        reference.run(problem, answer)
+
+
+@mistake("options")
+@after
+def gradient_times_the_scale_of_the_hessian(problem, answer):
+    if answer.grad is not None and answer.hess_diag is not None:
+        answer.grad[...] = answer.grad * problem.hess_scale
+
+
+@mistake("softmax")
+@after
+def log_softmax_along_v_around_the_plain_mean(problem, answer):
+    if answer.log_softmax_jvp is not None:
+        v = problem.direction.astype(np.float64)
+        answer.log_softmax_jvp[...] = (v - v.mean(axis=-1, keepdims=True)) / problem.temperature
 
 
 @mistake("options")

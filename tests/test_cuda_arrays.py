@@ -39,7 +39,10 @@ class Placed:
         raise AssertionError("device memory was read from the host")
 
     def __array_namespace__(self):
-        made = SimpleNamespace(empty=lambda shape, dtype, device: Placed(poisoned(shape, dtype)))
+        made = SimpleNamespace(
+            empty=lambda shape, dtype, device: Placed(poisoned(shape, dtype)),
+            eye=lambda n, dtype, device: Placed(np.eye(n, dtype=dtype)),
+        )
         made.float32, made.float64, made.float16, made.int64 = np.float32, np.float64, np.float16, np.int64
         made.bool = np.bool_
         return made
@@ -253,6 +256,54 @@ def test_softmax_and_logsumexp():
         got, want = function(placed(x), backend=PLACED), function(x, backend="reference")
         assert isinstance(got, Placed)
         np.testing.assert_allclose(got.memory, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 3.0, "z_loss": 0.1, "ignore_index": 1}])
+def test_second_derivatives(options, pretended):
+    x, y, v = rng.normal(size=(9, 6)).astype("f4"), rng.integers(0, 6, 9), rng.normal(size=(9, 6))
+    got = sce.hvp(placed(x), placed(y), placed(v), backend=PLACED, **options)
+    assert isinstance(got, Placed)
+    np.testing.assert_allclose(got.memory, sce.hvp(x, y, v, backend="reference", **options), rtol=2e-6)
+    options = {"hess_scale": 2.0, "hess_min": 0.01, **options}
+    found = sce.loss_grad_hess(placed(x), placed(y), backend=PLACED, **options)
+    for mine, theirs in zip(found, sce.loss_grad_hess(x, y, backend="reference", **options), strict=True):
+        np.testing.assert_allclose(mine.memory, theirs, rtol=2e-6)
+
+
+def test_a_product_over_v():
+    x, y, v = (
+        rng.normal(size=(9, 300)).astype("f4"),
+        rng.integers(0, 300, 9),
+        rng.normal(size=(9, 300)).astype("f4"),
+    )
+    want = sce.hvp(x, y, v, backend="reference")
+    for over in (0, 2):
+        given = [placed(a) for a in (x, y, v)]
+        assert sce.hvp(*given, out=given[over], backend=PLACED) is given[over]
+        np.testing.assert_allclose(given[over].memory, want, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["softmax_jvp", "softmax_vjp", "log_softmax_jvp", "log_softmax_vjp"])
+def test_products_with_jacobians(name):
+    x, v = rng.normal(size=(5, 40)).astype("f4"), rng.normal(size=(5, 40)).astype("f4")
+    got = getattr(sce, name)(placed(x), placed(v), temperature=0.7, backend=PLACED)
+    want = getattr(sce, name)(x, v, temperature=0.7, backend="reference")
+    np.testing.assert_allclose(got.memory, want, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["softmax_jacobian", "log_softmax_jacobian"])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4,), 0), ((3, 5), 1), ((5, 3), 0), ((2, 3, 4), -1), ((2, 4, 3), 1)]
+)
+def test_jacobians(name, shape, axis):
+    x = rng.normal(size=shape).astype("f4")
+    x.reshape(-1)[0] += 30
+    options = {"axis": axis, "temperature": 0.7}
+    got = getattr(sce, name)(placed(x), backend=PLACED, **options)
+    want = getattr(sce, name)(x.astype("f8"), backend="reference", **options)
+    assert isinstance(got, Placed)
+    assert got.memory.shape == want.shape
+    np.testing.assert_allclose(got.memory, want, rtol=5e-6)
 
 
 def test_auto_moves_nothing():

@@ -163,9 +163,10 @@ def test_the_kinds_are_all_there_are():
 
 
 GENERAL = General(
-    logits="bfloat16", soft="float32", labels="int64", class_weight="float64", sample_weight="float64",
-    bias="float64", grad="float32", loss="float32", of_sum="float64", target="index", outputs=FULL,
-    weighted=True, sampled=True, biased=True, capped=True, ignores=True, device_total=True, lanes=256, rows=1,
+    logits="bfloat16", soft="float32", direction="float64", labels="int64", class_weight="float64",
+    sample_weight="float64", bias="float64", grad="float32", loss="float32", of_sum="float64",
+    target="index", outputs=FULL, weighted=True, sampled=True, biased=True, capped=True, ignores=True,
+    device_total=True, lanes=256, rows=1,
 )  # fmt: skip
 OTHERS = {
     "everything, of an index": (Launch(GENERAL, 1, 256), BLACKWELL),
@@ -178,6 +179,20 @@ OTHERS = {
         AMPERE,
     ),
     "softmax": (Launch(GENERAL._replace(target="none", outputs=("grad",), logits="float16"), 1, 256), HOPPER),
+    "along v": (
+        Launch(GENERAL._replace(outputs=("hvp", "log_softmax_jvp"), target="distribution"), 1, 256),
+        HOPPER,
+    ),
+    "along v, in float64": (
+        Launch(
+            GENERAL._replace(
+                logits="float64", grad="float64", outputs=("hvp",), capped=False, lanes=32, rows=4
+            ),
+            1,
+            128,
+        ),
+        AMPERE,
+    ),
     "scales": (Launch(Scales("int32", "float32", "bfloat16", "float32", True, True, True), 1, 256), AMPERE),
     "survey": (
         Launch(Survey("uint8", "float16", "int64", "float64", True, True, True, True, True), 1, 256),

@@ -23,7 +23,9 @@ ARROWS = {
     "registry": {"backend"},
     "select": {"backend", "registry"},
     "functions": {"backend", "device", "layout", "checks", "problem", "select"},
-    "sce": {"settings", "backend", "select", "functions"},  # sce/__init__.py
+    "second_order": {"backend", "problem", "select", "functions"},
+    "jacobian": {"backend", "layout", "checks", "device", "problem", "select", "functions"},
+    "sce": {"settings", "backend", "select", "functions", "second_order", "jacobian"},  # sce/__init__.py
     "machine": {"settings"},
     "strict_json": set(),
     "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine", "strict_json"},
@@ -204,8 +206,9 @@ def test_choice_and_validation_happen_once() -> None:
     readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
-    assert choosers <= {"functions", "cli", "bench"}
-    assert {s.part for s in CORE if uses(s, "prepare")} <= {"functions", "conformance", "cli", "bench"}
+    public = {"functions", "second_order", "jacobian"}
+    assert choosers <= public | {"cli", "bench"}
+    assert {s.part for s in CORE if uses(s, "prepare")} <= public | {"conformance", "cli", "bench"}
 
 
 def test_every_part_exists() -> None:

@@ -73,17 +73,30 @@ def _outputs(problem: Problem, tile: tuple[slice, slice], rows: Array) -> dict[s
     if "z_loss" in wanted:
         out["z_loss"] = _by_row(s, np.where(known, of_z, np.nan))
 
-    if "grad" in wanted or "hess_diag" in wanted:
+    if wanted & {"grad", "hess_diag", "hvp"}:
         z_slope = np.reshape(2 * lam * st.lse if lam else np.zeros_like(st.lse), (-1, 1))
         # Q p - q, written as (Q - q) p - q (1 - p): nothing cancels when p is close to 1.
         others = target.spare + _sum_of_others(target.q, st.pivots)
         dz = others * st.p - target.q * st.one_minus_p + z_slope * st.p
         if "grad" in wanted:
             out["grad"] = _by_row(s, problem.grad_scale * (dz * slope), known)
+        front = target.spare + target.q.sum(axis=1, keepdims=True) + z_slope
         if "hess_diag" in wanted:
-            mass = target.spare + target.q.sum(axis=1, keepdims=True)
-            d2z = (mass + z_slope) * st.p * st.one_minus_p + 2 * lam * st.p**2
-            out["hess_diag"] = _by_row(s, d2z * slope**2 + dz * curve, known)
+            d2z = front * st.p * st.one_minus_p + 2 * lam * st.p**2
+            hess = _by_row(s, problem.hess_scale * (d2z * slope**2 + dz * curve), known)
+            if problem.hess_min is not None:
+                hess = np.where((s == 0)[:, None], hess, np.maximum(hess, problem.hess_min))
+            out["hess_diag"] = hess
+    if problem.direction is not None:
+        v = _wide(problem.direction[tile], problem.classes).astype(x.dtype)
+        flat = problem.softcap is None  # then the slope is a number, and left to the end: it cannot cancel
+        centred, mean = _centred(v if flat else slope * v, st)
+        if "hvp" in wanted:
+            along = front * st.p * centred + 2 * lam * st.p * mean
+            along = along * slope**2 if flat else along * slope + dz * curve * v
+            out["hvp"] = _by_row(s, problem.hess_scale * along, known)
+        if "log_softmax_jvp" in wanted:
+            out["log_softmax_jvp"] = centred * slope if flat else centred
 
     if "lse" in wanted:
         out["lse"] = st.lse
@@ -191,6 +204,22 @@ def _statistics(z: Array, target: _Target) -> _Statistics:
     one_minus_p[i, t] = r_t / total  # elsewhere p <= 1/2, and nothing cancels
     lse = np.where(top == -np.inf, -np.inf, top + log_total)
     return _Statistics(d, p, one_minus_p, log_total[:, None] - (d + err), log_total, lse, (t, y))
+
+
+def _centred(w: Array, st: _Statistics) -> tuple[Array, Array]:
+    """(n, C): w_k - p.w, and (n, 1): p.w. NaN in a row of w that holds NaN or an infinity.
+
+    w_k - p.w = (w_k - m) + sum_j p_j (m - w_j) for any m. The maximum's own w, where it has half of the
+    probability: its term is exactly 0, and 1 - p_t never a difference. Elsewhere the w nearest to p.w,
+    because a w_t far from the others would cancel.
+    """
+    i = np.arange(len(w))
+    t = st.pivots[0]
+    mean = (st.p * w).sum(axis=1, keepdims=True)
+    near = w[i, np.where(st.p[i, t] >= 0.5, t, np.abs(w - mean).argmin(axis=1))][:, None]
+    gap = near - w
+    shift = (st.p * gap).sum(axis=1, keepdims=True)
+    return np.where(np.isfinite(shift), shift - gap, np.nan), near - shift
 
 
 def _sum_of_others(q: Array, pivots: tuple[Array, Array]) -> Array:

@@ -141,7 +141,7 @@ def work(
                 first_pass(p, of, one, found + part * FOUND, plain, smooth, affine, capped, s)
         else:
             high, low = put_together(p, one, found, s.table, smooth)
-            settle(s.table, one, np.int64(1), p)
+            settle(s.table, one, np.int64(1), p, None)
             if part == 0:
                 loss, z_loss = get(1.0, s.table + LOSS), get(1.0, s.table + Z_LOSS)
                 if p.loss:

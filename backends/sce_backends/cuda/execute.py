@@ -176,9 +176,12 @@ def _general(problem: Problem, answer: Answer, machine: Machine) -> dict[str, An
     matrices = {
         "logits": problem.logits,
         "soft": problem.distribution,
+        "direction": problem.direction,
         "grad": answer.grad,
         "hess_diag": answer.hess_diag,
         "log_softmax": answer.log_softmax,
+        "hvp": answer.hvp,
+        "log_softmax_jvp": answer.log_softmax_jvp,
     }
     for name, x in matrices.items():
         values[name] = x
@@ -201,6 +204,8 @@ def _general(problem: Problem, answer: Answer, machine: Machine) -> dict[str, An
         "lam": problem.z_loss,
         "denominator": problem.denominator,
         "grad_scale": problem.grad_scale,
+        "hess_scale": problem.hess_scale,
+        "hess_min": -np.inf if problem.hess_min is None else problem.hess_min,
     }
     return values
 

@@ -287,10 +287,14 @@ def survey(problem: Problem) -> Launch:
 def general(problem: Problem, answer: Answer) -> Launch:
     """The general kernel's launch."""
     lanes, groups = (BLOCK, 1) if problem.classes > _SHORT else (WARP, 1 if problem.rows < _FEW else 4)
-    matrix = next((x for x in (answer.grad, answer.log_softmax) if x is not None), problem.logits)
+    matrix = next(
+        (x for x in (answer.grad, answer.log_softmax, answer.hvp, answer.log_softmax_jvp) if x is not None),
+        problem.logits,
+    )
     spec = General(
         logits=problem.dtype,
         soft=_name(problem.distribution),
+        direction=_name(problem.direction),
         labels="int64" if problem.labels is None else _name(problem.labels),
         class_weight=_name(problem.class_weight),
         sample_weight=_name(problem.sample_weight),
