@@ -402,7 +402,7 @@ def _solve_on_device(request: Request, backend: Any) -> dict[str, Any]:
     """The same for arrays on a device: the answer is of the caller's own type, and nothing is copied."""
     problem, layout = request.problem, request.layout
     if problem.validated:
-        checks.illegal(backend.inspect(problem), problem.classes, layout.rows_shape)
+        checks.illegal(backend.inspect(problem), problem.classes, layout.rows_shape, problem.binary)
     place = Place(problem.device, problem.stream, problem.wait)
     found: dict[str, Any] = {}
     answer: dict[str, Array] = {}

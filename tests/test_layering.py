@@ -23,11 +23,12 @@ ARROWS = {
     "registry": {"backend"},
     "select": {"backend", "registry"},
     "functions": {"backend", "device", "layout", "checks", "problem", "select"},
-    "sce": {"settings", "backend", "select", "functions"},  # sce/__init__.py
+    "binary": {"backend", "device", "layout", "checks", "problem", "select", "functions"},
+    "sce": {"settings", "backend", "select", "functions", "binary"},  # sce/__init__.py
     "machine": {"settings"},
     "strict_json": set(),
     "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine", "strict_json"},
-    "conformance": {"backend", "layout", "checks", "problem", "registry", "functions"},
+    "conformance": {"backend", "layout", "checks", "problem", "registry", "functions", "binary"},
     "cli": {
         "sce",
         "backend",
@@ -204,7 +205,7 @@ def test_choice_and_validation_happen_once() -> None:
     readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
-    assert choosers <= {"functions", "cli", "bench"}
+    assert choosers <= {"functions", "binary", "cli", "bench"}
     assert {s.part for s in CORE if uses(s, "prepare")} <= {"functions", "conformance", "cli", "bench"}
 
 
