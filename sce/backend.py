@@ -77,8 +77,8 @@ class Problem(NamedTuple):
     own_denominator: bool = False  # on a device: D is the total weight, which the backend adds up itself
     empty: float = math.nan  # on a device: the reduced loss where D is 0
     grad_scale: float = 1.0  # multiplies the gradient alone
-    hess_scale: float = 1.0  # multiplies the Hessian alone
-    hess_min: float | None = None  # of a counted element, after all weights
+    hess_scale: float = 1.0  # multiplies the second derivatives alone, hess_diag and hvp
+    hess_min: float | None = None  # then hess_diag is at least this, but in rows whose s is 0
     binary: bool = False  # a fact, too: see above
     pos_weight: float | Array = 1.0  # binary: the class weight of class 1
     device: int = 0  # on a device: its index,

@@ -344,7 +344,9 @@ def _total_weight(shape: tuple[int, ...], y: Array, ignore: int | None, u: Array
     labels = None if ignore is None else y
     if u is None or u.shape == shape:
         flat = None if u is None else u.reshape(-1)
-        return total_weight(math.prod(shape), None if labels is None else labels.reshape(-1), ignore, None, flat)
+        return total_weight(
+            math.prod(shape), None if labels is None else labels.reshape(-1), ignore, None, flat
+        )
     counted = float(shape[-1]) if labels is None else np.count_nonzero(labels != ignore, axis=-1)
     with np.errstate(all="ignore"):
         return total_weight(u.size, None, None, None, (u * counted).reshape(-1))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sce.backend import Array
+from sce.binary import prepare_binary
 from sce.problem import NO_TARGET, Request, prepare
 
 # Few tuples of outputs, used over and over: a compiling backend builds one kernel for each.
@@ -20,6 +21,7 @@ BOTH = ("loss", "grad")
 FULL = ("loss", "grad", "lse", "log_prob", "argmax", "correct", "entropy", "hess_diag", "z_loss")
 MATRICES = ("grad", "hess_diag", "log_softmax")
 FUNCTIONS = {"evaluate": FULL, "softmax": ("grad",), "log_softmax": ("log_softmax",), "logsumexp": ("lse",)}
+FUNCTIONS["binary"] = ("loss", "grad", "hess_diag")
 OUTS = (None, "own", "in place", "float32", "strided")
 
 POISON = 0x4B
@@ -64,6 +66,8 @@ class Case:
         options = dict(self.options)
         if self.out is not None:
             options["out"] = self._out()
+        if self.function == "binary":
+            return prepare_binary(self.logits, self.target, outputs=self.outputs, **options)
         if self.function != "evaluate":
             options["reduction"] = "none"
         target = NO_TARGET if self.target is None else self.target

@@ -109,7 +109,7 @@ def compiled(spec: Spec, capability: tuple[int, int], bounds: tuple[int, int]) -
     return compiler.link(text, capability)
 
 
-INPUTS = ("logits", "labels", "distribution", "class_weight", "sample_weight", "logit_bias")
+INPUTS = ("logits", "labels", "distribution", "class_weight", "sample_weight", "logit_bias", "pos_weight")
 
 _loaded: dict[Any, Any] = {}
 _devices = threading.local()
@@ -275,7 +275,7 @@ def weigh(problem: Problem) -> float:
 def run_on_host(problem: Problem, answer: Answer) -> None:
     """By way of the current device: everything is copied there, and the answer back."""
     machine = Machine(current(), LEGACY)
-    given = {name: x for name in INPUTS if (x := getattr(problem, name)) is not None}
+    given = {name: x for name in INPUTS if isinstance(x := getattr(problem, name), np.ndarray)}
     try:
         there: dict[str, Any] = {name: machine.upload(x) for name, x in given.items()}
         moved = problem._replace(**there)
