@@ -228,8 +228,12 @@ def illegal(found: Illegal, classes: int, rows_shape: tuple[int, ...], binary: b
             where = np.unravel_index(first, rows_shape if by_row else (classes,))
             place = ", ".join(str(int(i)) for i in where)
             what = "finite, or -inf to remove a class" if name == "logit_bias" else "finite"
-            name = "pos_weight" if binary and name == "class_weight" else name
-            raise ValueError(f"{name} must be {what}: it is not at position {place}.")
+            if binary:
+                name = "pos_weight" if name == "class_weight" else name
+                place = f"for the element at {place}"
+            else:
+                place = f"at position {place}"
+            raise ValueError(f"{name} must be {what}: it is not {place}.")
 
 
 def _first(v: Array, bad: Array) -> str:
