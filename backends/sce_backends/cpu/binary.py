@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numba as nb
@@ -99,7 +100,8 @@ def execute(problem: Problem, answer: Answer) -> None:
     floats = {
         "denominator": d or math.inf,
         "unit": 1.0 / d if d else 0.0,
-        "temperature": t,
+        "by": 1.0 / t,
+        "by_lo": float(1 - Fraction(1.0 / t) * Fraction(t)) / t,  # exact but for its own rounding
         "pos_weight_of_all": problem.pos_weight if w is None else 1.0,
         "keep": 1.0 - problem.label_smoothing,
         "spread": problem.label_smoothing / 2,

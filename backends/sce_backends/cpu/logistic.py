@@ -34,7 +34,7 @@ from .simd import (
     store,
     store_first,
 )
-from .transforms import reciprocal, scaled
+from .transforms import scaled
 from .vector_math import (
     difference_error,
     exponential,
@@ -60,7 +60,8 @@ INTEGERS = (
 )  # fmt: skip
 FLOATS = (
     "denominator", "unit",  # infinite and 0 for an empty mean
-    "temperature", "pos_weight_of_all", "keep", "spread",  # 1 - label_smoothing, and half of it
+    "by", "by_lo",  # 1 / temperature
+    "pos_weight_of_all", "keep", "spread",  # 1 - label_smoothing, and half of it
     "of_grad", "of_hess", "hess_min",
 )  # fmt: skip
 PARAMETERS = np.dtype(
@@ -69,6 +70,8 @@ PARAMETERS = np.dtype(
     + [(f"{name}{part}", np.int64) for name in MATRICES for part in ("", "_of_run", "_step")]
 )
 
+Constants = namedtuple("Constants", (*FLOATS, "ignores", "ignored"))
+Constants.__doc__ = "Values, because what lies in memory would be read again after each store."
 # Addresses of an element in each of MATRICES, where it is read or written.
 Places = namedtuple("Places", MATRICES)
 
@@ -96,29 +99,29 @@ def _some(of: Any, address: Any, n: Any) -> Any:
     return part
 
 
-def target_of(y_of: Any, address: Any, n: Any, p: Any, s: Any) -> Any:
+def target_of(y_of: Any, address: Any, n: Any, c: Any, s: Any) -> Any:
     """(y, s) of eight elements: s = 0 where the label is ignored, y is NaN where it is none."""
 
 
 @overload(target_of, jit_options={"forceinline": True})
-def _target_of(y_of: Any, address: Any, n: Any, p: Any, s: Any) -> Any:
+def _target_of(y_of: Any, address: Any, n: Any, c: Any, s: Any) -> Any:
     if y_of not in (nb.int8, nb.uint8, nb.int32, nb.int64):
 
-        def probability(y_of: Any, address: Any, n: Any, p: Any, s: Any) -> Any:
+        def probability(y_of: Any, address: Any, n: Any, c: Any, s: Any) -> Any:
             return some(y_of, address, n), s
 
         return probability
 
-    def label(y_of: Any, address: Any, n: Any, p: Any, s: Any) -> Any:
-        y, is_ignored = load_labels(y_of, address, 8 if n is None else n, p.ignored)
-        if p.ignores:
+    def label(y_of: Any, address: Any, n: Any, c: Any, s: Any) -> Any:
+        y, is_ignored = load_labels(y_of, address, 8 if n is None else n, c.ignored)
+        if c.ignores:
             s = select(is_ignored, splat(0.0), s)
         return y, s
 
     return label
 
 
-def parts_of(one: Any, x: Any, p: Any) -> Any:
+def parts_of(one: Any, x: Any, c: Any) -> Any:
     """(z, log(1 + e), p of the likelier class, of the other) with e = exp(-|z|), z = x / T.
 
     The likelier is 1 / (1 + e), and the other e times that: no difference of nearly equal numbers.
@@ -126,16 +129,15 @@ def parts_of(one: Any, x: Any, p: Any) -> Any:
 
 
 @overload(parts_of, jit_options={"forceinline": True})
-def _parts_of(one: Any, x: Any, p: Any) -> Any:
-    def for32(one: Any, x: Any, p: Any) -> Any:
-        z = x * (1.0 / p.temperature)
+def _parts_of(one: Any, x: Any, c: Any) -> Any:
+    def for32(one: Any, x: Any, c: Any) -> Any:
+        z = x * c.by
         e = short_exponential(select(z > 0.0, -z, z))
         sure = 1.0 / (e + 1.0)
         return z, short_log1p_of_unit(e), sure, e * sure
 
-    def for64(one: Any, x: Any, p: Any) -> Any:
-        by, by_lo = reciprocal(p.temperature, 1.0)
-        z, lo = scaled(x, splat(by), splat(by_lo))
+    def for64(one: Any, x: Any, c: Any) -> Any:
+        z, lo = scaled(x, splat(c.by), splat(c.by_lo))
         shift, floor = shifted_by(0.0, 1.0)
         up = z > 0.0
         e = exponential(select(up, -z, z), select(up, -lo, lo), splat(shift), splat(floor))
@@ -148,22 +150,22 @@ def _parts_of(one: Any, x: Any, p: Any) -> Any:
     return for32 if one == F32 else for64
 
 
-@inline()
-def answer(p: Any, of: Any, y_of: Any, one: Any, at: Any, k: Any, n: Any, u: Any, w: Any) -> Any:
+@inline(fastmath=())  # or a vector and a rest of one might fuse other operations, and differ
+def answer(c: Any, of: Any, y_of: Any, one: Any, at: Any, k: Any, n: Any, u: Any, w: Any) -> Any:
     """(loss, gradient, Hessian) of the eight elements from the k-th on, or the first n of them."""
-    s = splat(p.unit)
+    s = splat(c.unit)
     if u is not None:
-        s = some(1.0, at.sample_weight + k * 8, n) / p.denominator
-    y, s = target_of(y_of, at.target + k * size_of(y_of), n, p, s)
+        s = some(1.0, at.sample_weight + k * 8, n) / c.denominator
+    y, s = target_of(y_of, at.target + k * size_of(y_of), n, c, s)
     if n is not None:
         s = select(first(0.0, n), s, splat(0.0))
-    weight = splat(p.pos_weight_of_all)
+    weight = splat(c.pos_weight_of_all)
     if w is not None:
         weight = some(1.0, at.pos_weight + k * 8, n)
-    q1 = weight * fused(y, p.keep, splat(p.spread))
-    q0 = fused(1.0 - y, p.keep, splat(p.spread))
+    q1 = weight * fused(y, c.keep, splat(c.spread))
+    q0 = fused(1.0 - y, c.keep, splat(c.spread))
 
-    z, cost, sure, other = parts_of(one, some(of, at.logits + k * size_of(of), n), p)
+    z, cost, sure, other = parts_of(one, some(of, at.logits + k * size_of(of), n), c)
     up = z > 0.0
     prob, rest = select(up, sure, other), select(up, other, sure)
     nothing, zero = other - other, splat(0.0)  # but NaN where z is
@@ -171,9 +173,9 @@ def answer(p: Any, of: Any, y_of: Any, one: Any, at: Any, k: Any, n: Any, u: Any
     of_0 = select(q0 != 0.0, q0 * (cost + select(up, z, zero)), nothing)
     here = s != 0.0
     loss = select(here, s * (of_1 + of_0), zero)
-    grad = select(here, (s * p.of_grad) * (q0 * prob - q1 * rest), zero)
-    hess = (s * p.of_hess) * ((q0 + q1) * (prob * rest))
-    hess = select(here, select(hess < p.hess_min, splat(p.hess_min), hess), zero)
+    grad = select(here, (s * c.of_grad) * fused(q0, prob, -(q1 * rest)), zero)
+    hess = (s * c.of_hess) * ((q0 + q1) * (prob * rest))
+    hess = select(here, select(hess < c.hess_min, splat(c.hess_min), hess), zero)
     return loss, grad, hess
 
 
@@ -203,12 +205,20 @@ def beyond(n: Any) -> Any:
 @overload(beyond, jit_options={"forceinline": True})
 def _beyond(n: Any) -> Any:
     if isinstance(n, nb.types.NoneType):
-        return lambda n: None
-    return lambda n: n - 8
+
+        def nobody(n: Any) -> Any:
+            return None
+
+        return nobody
+
+    def others(n: Any) -> Any:
+        return n - 8
+
+    return others
 
 
 def step(
-    p: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
+    c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
     grad: Any, hess: Any,
 ) -> Any:  # fmt: skip
     """A vector of elements from the k-th on, or its first n; their losses go to `loss`, if that is not 0.
@@ -219,16 +229,16 @@ def step(
 
 @overload(step, jit_options={"forceinline": True, "error_model": "numpy"})
 def _step(
-    p: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
+    c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
     grad: Any, hess: Any,
 ) -> Any:  # fmt: skip
     def for32(
-        p: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
+        c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
         grad: Any, hess: Any,
     ) -> Any:  # fmt: skip
         after = beyond(n)
-        loss_a, grad_a, hess_a = answer(p, of, y_of, one, at, k, n, u, w)
-        loss_b, grad_b, hess_b = answer(p, of, y_of, one, at, k + 8, after, u, w)
+        loss_a, grad_a, hess_a = answer(c, of, y_of, one, at, k, n, u, w)
+        loss_b, grad_b, hess_b = answer(c, of, y_of, one, at, k + 8, after, u, w)
         if grad is not None:
             emit(into, at.grad + k * size_of(into), joined(grad_a, grad_b), n)
         if hess is not None:
@@ -238,10 +248,10 @@ def _step(
         return loss_a + loss_b
 
     def for64(
-        p: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
+        c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
         grad: Any, hess: Any,
     ) -> Any:  # fmt: skip
-        found, slope, curve = answer(p, of, y_of, one, at, k, n, u, w)
+        found, slope, curve = answer(c, of, y_of, one, at, k, n, u, w)
         if grad is not None:
             emit(into, at.grad + k * 8, slope, n)
         if hess is not None:
@@ -264,17 +274,17 @@ def added(one: Any, total: Any, error: Any, value: Any) -> Any:
 
 @jit()
 def elements(
-    p: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, loss: Any, total: Any, error: Any,
+    c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, loss: Any, total: Any, error: Any,
     u: Any, w: Any, grad: Any, hess: Any,
 ) -> Any:  # fmt: skip
     """n elements that lie one after the other; their losses onto the sum."""
     lanes = LINE // size_of(one)
     whole = n // lanes * lanes
     for k in range(0, whole, lanes):
-        found = step(p, of, y_of, one, into, at, k, loss, None, u, w, grad, hess)
+        found = step(c, of, y_of, one, into, at, k, loss, None, u, w, grad, hess)
         total, error = added(one, total, error, found)
     if whole < n:
-        found = step(p, of, y_of, one, into, at, whole, loss, n - whole, u, w, grad, hess)
+        found = step(c, of, y_of, one, into, at, whole, loss, n - whole, u, w, grad, hess)
         total, error = added(one, total, error, found)
     return total, error
 
@@ -299,8 +309,8 @@ def taken(of: Any, address: Any, stride: Any, n: Any, found: Any) -> None:
 
 @jit()
 def blocks(
-    p: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, loss: Any, total: Any, error: Any,
-    own: Any, u: Any, w: Any, grad: Any, hess: Any,
+    p: Any, c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, loss: Any, total: Any,
+    error: Any, own: Any, u: Any, w: Any, grad: Any, hess: Any,
 ) -> Any:  # fmt: skip
     """`elements`, a block at a time: what has gaps, or streams, by way of scratch."""
     for k in range(0, n, BLOCK):
@@ -320,7 +330,7 @@ def blocks(
             h = own + 5 * SLOT if p.hess_diag_step != size_of(of) else to_h
         here = Places(x, y, of_u, of_w, g, h)
         into_loss = loss + k * size_of(one) if loss else loss
-        total, error = elements(p, of, y_of, one, into, here, size, into_loss, total, error, u, w, grad, hess)
+        total, error = elements(c, of, y_of, one, into, here, size, into_loss, total, error, u, w, grad, hess)
         if grad is not None:
             if p.past_caches:
                 copy_bytes(to_g, g, size * size_of(into), True)
@@ -338,6 +348,10 @@ def work(
 ) -> None:  # fmt: skip
     """Chunks begin .. end. Moves logit and target in, and gradient and Hessian out."""
     p = view_of_records(PARAMETERS, parameters)[0]
+    c = Constants(
+        p.denominator, p.unit, p.by, p.by_lo, p.pos_weight_of_all, p.keep, p.spread, p.of_grad, p.of_hess,
+        p.hess_min, p.ignores, p.ignored,
+    )  # fmt: skip
     own = p.scratch + worker * len(MATRICES) * SLOT
     for chunk in range(begin, end):
         total, error = splat(0.0), splat(0.0)
@@ -359,10 +373,10 @@ def work(
             loss = p.loss + (r * p.run + start) * size_of(one) if p.loss else np.int64(0)
             n = stop - start
             if p.packed:
-                total, error = elements(p, of, y_of, one, into, at, n, loss, total, error, u, w, grad, hess)
+                total, error = elements(c, of, y_of, one, into, at, n, loss, total, error, u, w, grad, hess)
             else:
                 total, error = blocks(
-                    p, of, y_of, one, into, at, n, loss, total, error, own, u, w, grad, hess
+                    p, c, of, y_of, one, into, at, n, loss, total, error, own, u, w, grad, hess
                 )
         put(1.0, p.partial + chunk * 16, finish(simd.total(total), simd.total(error)))
         put(1.0, p.partial + chunk * 16 + 8, 0.0)
