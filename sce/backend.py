@@ -48,7 +48,7 @@ class Problem(NamedTuple):
     formulas; C is 1. What has one value per row in the caller's hands has the logits' canonical shape then,
     (A, B, 1), and any strides: labels (0 or 1), distribution (the mass of class 1; class 0 has 1 less that),
     sample_weight, pos_weight. There is no class weight, bias, soft cap or z-loss. An infinite logit is the
-    limit: it is sure. A backend is asked only if it has an attribute `binary` that is True.
+    limit: it is sure. A backend is asked only if it has an attribute `takes_binary` that is True.
     """
 
     # Facts: all that `Backend.refuses` may look at.
@@ -131,7 +131,7 @@ class Backend(Protocol):
     """A module with these names, registered under the entry point group "sce.backends".
 
     It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...), and
-    `binary: bool`: does it take binary problems? One that takes arrays on a device has besides
+    `takes_binary: bool`: does it take binary problems? One that takes arrays on a device has besides
 
         inspect(problem) -> Illegal           what `validate=True` needs to know before anything is written
         total_weight(problem) -> float        D, where it is to add it up and the caller asks for it

@@ -50,7 +50,7 @@ def load(name: str) -> Backend:
 
 def refuses(backend: Backend, problem: Problem) -> str | None:
     """Why it does not take the problem, or None. One that says nothing of binary problems knows none."""
-    if problem.binary and not getattr(backend, "binary", False):
+    if problem.binary and not getattr(backend, "takes_binary", False):
         return "it takes no binary problems."
     return backend.refuses(problem)
 

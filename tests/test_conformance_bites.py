@@ -35,7 +35,7 @@ def backend(run):
         __name__=run.__name__,
         on_device=False,
         debug=False,
-        binary=True,
+        takes_binary=True,
         refuses=lambda _: None,
         missing=lambda: None,
         run=run,

@@ -57,7 +57,7 @@ def pretended(monkeypatch):
     """A backend for device arrays that runs in the emulator and remembers what was launched."""
     module = ModuleType(PLACED)
     module.on_device, module.debug, module.launches, module.problems = True, False, [], []
-    module.binary = True
+    module.takes_binary = True
     module.refuses = lambda problem: None
     module.missing = lambda: None
 

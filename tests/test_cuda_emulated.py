@@ -48,7 +48,7 @@ def test_they_conform_whoever_comes_first(group):
     """With the schedule reversed, and on a device without clusters."""
 
     class Reversed:
-        on_device, debug, binary = False, True, True
+        on_device, debug, takes_binary = False, True, True
         refuses, missing = staticmethod(emulated.refuses), staticmethod(emulated.missing)
 
         @staticmethod

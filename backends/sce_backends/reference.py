@@ -19,7 +19,7 @@ from sce.backend import Answer, Array, Problem
 
 on_device: bool = False
 debug: bool = False
-binary: bool = True
+takes_binary: bool = True
 
 _BLOCK = 1 << 18  # elements worked on at once: temporaries that stay in the cache
 

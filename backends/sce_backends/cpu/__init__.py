@@ -19,7 +19,7 @@ from sce.backend import DTYPES, Answer, Problem
 
 on_device: bool = False
 debug: bool = False
-binary: bool = True
+takes_binary: bool = True
 
 
 def refuses(problem: Problem) -> str | None:

@@ -15,14 +15,15 @@ from sce.backend import Answer, Array, Problem
 
 from . import launch, logistic, threads
 from .cache import native_function, once
-from .logistic import FLOATS, INTEGERS, MATRICES, PARAMETERS, SLOT
+from .logistic import BLOCK, FLOATS, INTEGERS, MATRICES, PARAMETERS, SLOTS
 from .memory import WITNESSES, address
+from .simd import LINE
 
 _CHUNK = 1 << 17  # elements: some tenths of a millisecond
 _PAST_CACHES = 1 << 24  # bytes of a gradient that the caches cannot hold
 _RUN = 16  # elements that a run costs besides its own
 _LABELS: dict[str, Any] = {
-    "int8": np.int8(1), "uint8": np.uint8(1), "int32": np.int32(1), "int64": np.int64(1)
+    "int8": np.int8(1), "int32": np.int32(1), "int64": np.int64(1)
 }  # fmt: skip
 _PACKED = struct.Struct(f"={len(INTEGERS)}q{len(FLOATS)}d{3 * len(MATRICES)}q")
 
@@ -40,21 +41,14 @@ class Runs(NamedTuple):
 
 
 @once
-def kernel(
-    dtype: str,
-    logits: str,
-    target: str,
-    grad: str,
-    switches: tuple[bool | None, bool | None, bool | None, bool | None],
-) -> Any:
+def kernel(dtype: str, logits: str, target: str, grad: str) -> Any:
     """The C function of logistic.work for these types, as launch.kernel."""
     one = np.dtype(dtype).type(1)
     of, into = WITNESSES[logits], WITNESSES[grad]
     y_of = _LABELS[target] if target in _LABELS else WITNESSES[target]
-    u, w, wants_grad, wants_hess = switches
 
     def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-        logistic.work(worker, first, last, parameters, of, y_of, one, into, u, w, wants_grad, wants_hess)
+        logistic.work(worker, first, last, parameters, of, y_of, one, into)
 
     return native_function(nb.void(nb.int64, nb.int64, nb.int64, nb.int64))(chunks)
 
@@ -67,19 +61,21 @@ def execute(problem: Problem, answer: Answer) -> None:
         tuple(None if x is None else (x.strides[:2], x.itemsize) for x in arrays),
         _CHUNK,
     )
-    x, y, u, w, grad, hess = arrays
+    x, y, _, w, grad, _ = arrays
     assert x is not None
     assert y is not None
-    switches = tuple(True if a is not None else None for a in (u, w, grad, hess))
+    ignored = problem.ignore_index
+    if problem.labels is not None and problem.labels.dtype == np.uint8 and ignored is not None:
+        ignored = ignored - 256 if 128 <= ignored < 256 else ignored if 0 <= ignored < 128 else None
     into = x.dtype if grad is None else grad.dtype
     dtype = "float64" if problem.dtype == "float64" else "float32"
-    found = kernel(dtype, problem.dtype, y.dtype.name, into.name, switches)
+    found = kernel(dtype, problem.dtype, y.dtype.name, into.name)
     workers = threads.workers(runs.chunks)
     streams = grad is not None and grad.nbytes >= _PAST_CACHES and address(grad) != address(x)
     streams = streams and runs.steps[MATRICES.index("grad")][1] == into.itemsize
-    packed = runs.packed and not streams
-    own = 0 if packed else len(MATRICES) * SLOT * workers
-    scratch = np.empty(_PACKED.size + 16 * runs.chunks + own + 128, np.uint8)
+    block = runs.run if runs.packed and not streams else BLOCK
+    slot = (BLOCK * 8 if block == BLOCK else LINE) + LINE  # what is left of a run is less than a vector
+    scratch = np.empty(_PACKED.size + 16 * runs.chunks + SLOTS * slot * workers + 2 * LINE, np.uint8)
     partial = address(scratch) + _PACKED.size
     partial += -partial % 64
     d = problem.denominator
@@ -91,10 +87,11 @@ def execute(problem: Problem, answer: Answer) -> None:
         "loss": 0 if answer.loss is None or problem.reduce else address(answer.loss),
         "partial": partial,
         "scratch": partial + 16 * runs.chunks,
-        "packed": packed,
+        "block": block,
+        "slot": slot,
         "past_caches": streams,
-        "ignores": problem.ignore_index is not None,
-        "ignored": problem.ignore_index or 0,
+        "ignores": ignored is not None,
+        "ignored": ignored or 0,
     }
     t = problem.temperature
     floats = {
@@ -122,8 +119,14 @@ def execute(problem: Problem, answer: Answer) -> None:
 
 
 def _arrays(problem: Problem, answer: Answer) -> tuple[Array | None, ...]:
-    """The arrays that logistic.MATRICES names."""
+    """The arrays that logistic.MATRICES names, of as few types as there are kernels worth compiling."""
     y = problem.distribution if problem.labels is None else problem.labels
+    if (
+        y is not None and y.dtype == np.uint8
+    ):  # 0 and 1 are the same, and so is the ignored one: see `execute`
+        y = y.view(np.int8)
+    elif y is not None and y.itemsize == 2 and y.dtype != problem.logits.dtype:
+        y = y.astype(np.float32)
     w = problem.pos_weight if isinstance(problem.pos_weight, np.ndarray) else None
     return problem.logits, y, problem.sample_weight, w, answer.grad, answer.hess_diag
 

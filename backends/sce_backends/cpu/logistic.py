@@ -5,7 +5,8 @@ time: eight exponentials, a quotient and a polynomial take less than eight bytes
 gradient do. Float32 answers are thereby rounded once. Docs/math.md has the formulas.
 
 Arrays lie in runs of elements that are equally far apart. What has gaps is brought together a block at a
-time; so is a gradient that streams past the caches: the lanes of the sum must not depend on its address.
+time; so is a gradient that streams past the caches, because the lanes of the sum must not depend on its
+address; and so is what is left of a run after its whole vectors.
 """
 
 from __future__ import annotations
@@ -27,12 +28,10 @@ from .simd import (
     fused,
     joined,
     load,
-    load_first,
     load_labels,
     select,
     splat,
     store,
-    store_first,
 )
 from .transforms import scaled
 from .vector_math import (
@@ -47,14 +46,15 @@ from .vector_math import (
 
 BLOCK = 2048  # elements that are brought together at once
 MATRICES = ("logits", "target", "sample_weight", "pos_weight", "grad", "hess_diag")
-SLOT = BLOCK * 8 + LINE  # bytes of a worker's scratch for each of them
+SLOTS = len(MATRICES) + 1  # of a worker's scratch: those, and the losses
 INTEGERS = (
     "outer", "run",  # the elements are `outer` runs of `run`
     "chunk",  # runs in a chunk, or elements where a run has several
     "pieces",  # chunks of a run
     "loss",  # address of the elements' losses, one after the other, or 0
     "partial", "scratch",
-    "packed",  # nothing has gaps, and the gradient does not stream
+    "block",  # elements that are brought together at once; all, if nothing has gaps nor streams
+    "slot",  # bytes of scratch for each
     "past_caches",
     "ignores", "ignored",
 )  # fmt: skip
@@ -72,48 +72,29 @@ PARAMETERS = np.dtype(
 
 Constants = namedtuple("Constants", (*FLOATS, "ignores", "ignored"))
 Constants.__doc__ = "Values, because what lies in memory would be read again after each store."
-# Addresses of an element in each of MATRICES, where it is read or written.
-Places = namedtuple("Places", MATRICES)
+# Addresses of an element in each of MATRICES and of its loss, where it is read or written.
+Places = namedtuple("Places", (*MATRICES, "loss"))
 
 # Witnesses as in tiles.py: `one` of the compute dtype, `of`, `y_of` and `into` of logits, target and gradient
-# in memory. `u`, `w`, `grad` and `hess` are True, or None and compiled away: are there weights of elements,
-# of their class 1, and is this wanted.
+# in memory. All else is asked at run time: a branch that always goes the same way costs nothing beside a
+# vector's exponentials, and a kernel for each combination of options would be seconds of compiling.
 
 
-def some(of: Any, address: Any, n: Any) -> Any:
-    """Eight numbers as float64; of the first n alone, 0 in the others, where n is not None."""
-
-
-@overload(some, jit_options={"forceinline": True})
-def _some(of: Any, address: Any, n: Any) -> Any:
-    if isinstance(n, nb.types.NoneType):
-
-        def whole(of: Any, address: Any, n: Any) -> Any:
-            return load(of, address, 0.0)
-
-        return whole
-
-    def part(of: Any, address: Any, n: Any) -> Any:
-        return load_first(of, address, 0.0, n, 0.0)
-
-    return part
-
-
-def target_of(y_of: Any, address: Any, n: Any, c: Any, s: Any) -> Any:
+def target_of(y_of: Any, address: Any, c: Any, s: Any) -> Any:
     """(y, s) of eight elements: s = 0 where the label is ignored, y is NaN where it is none."""
 
 
 @overload(target_of, jit_options={"forceinline": True})
-def _target_of(y_of: Any, address: Any, n: Any, c: Any, s: Any) -> Any:
-    if y_of not in (nb.int8, nb.uint8, nb.int32, nb.int64):
+def _target_of(y_of: Any, address: Any, c: Any, s: Any) -> Any:
+    if y_of not in (nb.int8, nb.int32, nb.int64):
 
-        def probability(y_of: Any, address: Any, n: Any, c: Any, s: Any) -> Any:
-            return some(y_of, address, n), s
+        def probability(y_of: Any, address: Any, c: Any, s: Any) -> Any:
+            return load(y_of, address, 0.0), s
 
         return probability
 
-    def label(y_of: Any, address: Any, n: Any, c: Any, s: Any) -> Any:
-        y, is_ignored = load_labels(y_of, address, 8 if n is None else n, c.ignored)
+    def label(y_of: Any, address: Any, c: Any, s: Any) -> Any:
+        y, is_ignored = load_labels(y_of, address, c.ignored)
         if c.ignores:
             s = select(is_ignored, splat(0.0), s)
         return y, s
@@ -151,21 +132,20 @@ def _parts_of(one: Any, x: Any, c: Any) -> Any:
 
 
 @inline(fastmath=())  # or a vector and a rest of one might fuse other operations, and differ
-def answer(c: Any, of: Any, y_of: Any, one: Any, at: Any, k: Any, n: Any, u: Any, w: Any) -> Any:
-    """(loss, gradient, Hessian) of the eight elements from the k-th on, or the first n of them."""
+def answer(c: Any, of: Any, y_of: Any, one: Any, at: Any, k: Any, n: Any) -> Any:
+    """(loss, gradient, Hessian) of the eight elements from the k-th on; of n the others are 0."""
     s = splat(c.unit)
-    if u is not None:
-        s = some(1.0, at.sample_weight + k * 8, n) / c.denominator
-    y, s = target_of(y_of, at.target + k * size_of(y_of), n, c, s)
-    if n is not None:
-        s = select(first(0.0, n), s, splat(0.0))
+    if at.sample_weight:
+        s = load(1.0, at.sample_weight + k * 8, 1.0) / c.denominator
+    y, s = target_of(y_of, at.target + k * size_of(y_of), c, s)
+    s = select(first(0.0, n - k), s, splat(0.0))
     weight = splat(c.pos_weight_of_all)
-    if w is not None:
-        weight = some(1.0, at.pos_weight + k * 8, n)
+    if at.pos_weight:
+        weight = load(1.0, at.pos_weight + k * 8, 1.0)
     q1 = weight * fused(y, c.keep, splat(c.spread))
     q0 = fused(1.0 - y, c.keep, splat(c.spread))
 
-    z, cost, sure, other = parts_of(one, some(of, at.logits + k * size_of(of), n), c)
+    z, cost, sure, other = parts_of(one, load(of, at.logits + k * size_of(of), 0.0), c)
     up = z > 0.0
     prob, rest = select(up, sure, other), select(up, other, sure)
     nothing, zero = other - other, splat(0.0)  # but NaN where z is
@@ -179,85 +159,34 @@ def answer(c: Any, of: Any, y_of: Any, one: Any, at: Any, k: Any, n: Any, u: Any
     return loss, grad, hess
 
 
-def emit(of: Any, address: Any, value: Any, n: Any) -> None:
-    """A vector to memory, or its first n lanes."""
-
-
-@overload(emit, jit_options={"forceinline": True})
-def _emit(of: Any, address: Any, value: Any, n: Any) -> Any:
-    if isinstance(n, nb.types.NoneType):
-
-        def whole(of: Any, address: Any, value: Any, n: Any) -> None:
-            store(of, address, value)
-
-        return whole
-
-    def part(of: Any, address: Any, value: Any, n: Any) -> None:
-        store_first(of, address, value, n)
-
-    return part
-
-
-def beyond(n: Any) -> Any:
-    """How many of the first n come after a vector of eight, or None."""
-
-
-@overload(beyond, jit_options={"forceinline": True})
-def _beyond(n: Any) -> Any:
-    if isinstance(n, nb.types.NoneType):
-
-        def nobody(n: Any) -> Any:
-            return None
-
-        return nobody
-
-    def others(n: Any) -> Any:
-        return n - 8
-
-    return others
-
-
-def step(
-    c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
-    grad: Any, hess: Any,
-) -> Any:  # fmt: skip
-    """A vector of elements from the k-th on, or its first n; their losses go to `loss`, if that is not 0.
+def step(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
+    """A vector of elements from the k-th on, of which those before the n-th count, to where it goes.
 
     Returns the sum of the losses, as a vector of float64.
     """
 
 
 @overload(step, jit_options={"forceinline": True, "error_model": "numpy"})
-def _step(
-    c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
-    grad: Any, hess: Any,
-) -> Any:  # fmt: skip
-    def for32(
-        c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
-        grad: Any, hess: Any,
-    ) -> Any:  # fmt: skip
-        after = beyond(n)
-        loss_a, grad_a, hess_a = answer(c, of, y_of, one, at, k, n, u, w)
-        loss_b, grad_b, hess_b = answer(c, of, y_of, one, at, k + 8, after, u, w)
-        if grad is not None:
-            emit(into, at.grad + k * size_of(into), joined(grad_a, grad_b), n)
-        if hess is not None:
-            emit(of, at.hess_diag + k * size_of(of), joined(hess_a, hess_b), n)
-        if loss:
-            emit(one, loss + k * 4, joined(loss_a, loss_b), n)
+def _step(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
+    def for32(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
+        loss_a, grad_a, hess_a = answer(c, of, y_of, one, at, k, n)
+        loss_b, grad_b, hess_b = answer(c, of, y_of, one, at, k + 8, n)
+        if at.grad:
+            store(into, at.grad + k * size_of(into), joined(grad_a, grad_b))
+        if at.hess_diag:
+            store(of, at.hess_diag + k * size_of(of), joined(hess_a, hess_b))
+        if at.loss:
+            store(one, at.loss + k * 4, joined(loss_a, loss_b))
         return loss_a + loss_b
 
-    def for64(
-        c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, loss: Any, n: Any, u: Any, w: Any,
-        grad: Any, hess: Any,
-    ) -> Any:  # fmt: skip
-        found, slope, curve = answer(c, of, y_of, one, at, k, n, u, w)
-        if grad is not None:
-            emit(into, at.grad + k * 8, slope, n)
-        if hess is not None:
-            emit(of, at.hess_diag + k * 8, curve, n)
-        if loss:
-            emit(one, loss + k * 8, found, n)
+    def for64(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
+        found, slope, curve = answer(c, of, y_of, one, at, k, n)
+        if at.grad:
+            store(into, at.grad + k * 8, slope)
+        if at.hess_diag:
+            store(of, at.hess_diag + k * 8, curve)
+        if at.loss:
+            store(one, at.loss + k * 8, found)
         return found
 
     return for32 if one == F32 else for64
@@ -274,25 +203,18 @@ def added(one: Any, total: Any, error: Any, value: Any) -> Any:
 
 @jit()
 def elements(
-    c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, loss: Any, total: Any, error: Any,
-    u: Any, w: Any, grad: Any, hess: Any,
+    c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, total: Any, error: Any
 ) -> Any:  # fmt: skip
-    """n elements that lie one after the other; their losses onto the sum."""
-    lanes = LINE // size_of(one)
-    whole = n // lanes * lanes
-    for k in range(0, whole, lanes):
-        found = step(c, of, y_of, one, into, at, k, loss, None, u, w, grad, hess)
-        total, error = added(one, total, error, found)
-    if whole < n:
-        found = step(c, of, y_of, one, into, at, whole, loss, n - whole, u, w, grad, hess)
-        total, error = added(one, total, error, found)
+    """n elements that lie one after the other, in whole vectors; their losses onto the sum."""
+    for k in range(0, n, LINE // size_of(one)):
+        total, error = added(one, total, error, step(c, of, y_of, one, into, at, k, n))
     return total, error
 
 
 @jit()
-def brought(of: Any, address: Any, stride: Any, n: Any, to: Any) -> Any:
-    """Where n numbers lie one after the other: where they do already, or in scratch."""
-    if stride == size_of(of):
+def brought(of: Any, address: Any, stride: Any, n: Any, to: Any, direct: Any) -> Any:
+    """Where n numbers lie one after the other: where they do already, or in scratch; 0 for none."""
+    if address == 0 or (direct and stride == size_of(of)):
         return address
     for k in range(n):
         put(of, to + k * size_of(of), get(of, address + k * stride))
@@ -300,51 +222,56 @@ def brought(of: Any, address: Any, stride: Any, n: Any, to: Any) -> Any:
 
 
 @jit()
-def taken(of: Any, address: Any, stride: Any, n: Any, found: Any) -> None:
+def taken(of: Any, address: Any, stride: Any, n: Any, found: Any, past_caches: Any) -> None:
     """n numbers from scratch to where they go, unless they are there."""
-    if found != address:
+    if found != address and past_caches:
+        copy_bytes(address, found, n * size_of(of), True)
+    elif found != address:
         for k in range(n):
             put(of, address + k * stride, get(of, found + k * size_of(of)))
 
 
 @jit()
-def blocks(
-    p: Any, c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, loss: Any, total: Any,
-    error: Any, own: Any, u: Any, w: Any, grad: Any, hess: Any,
-) -> Any:  # fmt: skip
-    """`elements`, a block at a time: what has gaps, or streams, by way of scratch."""
-    for k in range(0, n, BLOCK):
-        size = min(BLOCK, n - k)
-        x = brought(of, at.logits + k * p.logits_step, p.logits_step, size, own)
-        y = brought(y_of, at.target + k * p.target_step, p.target_step, size, own + SLOT)
-        of_u, of_w, g, h = at.sample_weight, at.pos_weight, at.grad, at.hess_diag
-        if u is not None:
-            of_u += k * p.sample_weight_step
-            of_u = brought(1.0, of_u, p.sample_weight_step, size, own + 2 * SLOT)
-        if w is not None:
-            of_w = brought(1.0, of_w + k * p.pos_weight_step, p.pos_weight_step, size, own + 3 * SLOT)
-        to_g, to_h = g + k * p.grad_step, h + k * p.hess_diag_step
-        if grad is not None:
-            g = own + 4 * SLOT if p.past_caches or p.grad_step != size_of(into) else to_g
-        if hess is not None:
-            h = own + 5 * SLOT if p.hess_diag_step != size_of(of) else to_h
-        here = Places(x, y, of_u, of_w, g, h)
-        into_loss = loss + k * size_of(one) if loss else loss
-        total, error = elements(c, of, y_of, one, into, here, size, into_loss, total, error, u, w, grad, hess)
-        if grad is not None:
-            if p.past_caches:
-                copy_bytes(to_g, g, size * size_of(into), True)
-            else:
-                taken(into, to_g, p.grad_step, size, g)
-        if hess is not None:
-            taken(of, to_h, p.hess_diag_step, size, h)
+def room(of: Any, address: Any, stride: Any, scratch: Any, direct: Any) -> Any:
+    """Where numbers are written one after the other: where they go, or in scratch; 0 for none."""
+    return address if address == 0 or (direct and stride == size_of(of)) else scratch
+
+
+@jit()
+def run(
+    p: Any, c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, total: Any, error: Any, own: Any
+) -> Any:
+    """n elements of a run, some at a time."""
+    lanes, k = LINE // size_of(one), np.int64(0)
+    while k < n:
+        size = min(p.block, n - k)
+        direct = size >= lanes
+        if direct:
+            size -= size % lanes
+        to_g = at.grad + k * p.grad_step
+        to_h = at.hess_diag + k * p.hess_diag_step
+        to_loss = at.loss + k * size_of(one) if at.loss else at.loss
+        u, w = at.sample_weight + k * p.sample_weight_step, at.pos_weight + k * p.pos_weight_step
+        here = Places(
+            brought(of, at.logits + k * p.logits_step, p.logits_step, size, own, direct),
+            brought(y_of, at.target + k * p.target_step, p.target_step, size, own + p.slot, direct),
+            brought(1.0, u, p.sample_weight_step, size, own + 2 * p.slot, direct),
+            brought(1.0, w, p.pos_weight_step, size, own + 3 * p.slot, direct),
+            room(into, to_g, p.grad_step, own + 4 * p.slot, direct and not p.past_caches),
+            room(of, to_h, p.hess_diag_step, own + 5 * p.slot, direct),
+            room(one, to_loss, size_of(one), own + 6 * p.slot, direct),
+        )
+        total, error = elements(c, of, y_of, one, into, here, size, total, error)
+        taken(into, to_g, p.grad_step, size, here.grad, p.past_caches)
+        taken(of, to_h, p.hess_diag_step, size, here.hess_diag, False)
+        taken(one, to_loss, size_of(one), size, here.loss, False)
+        k += size
     return total, error
 
 
 @jit()
 def work(
-    worker: Any, begin: Any, end: Any, parameters: Any, of: Any, y_of: Any, one: Any, into: Any, u: Any,
-    w: Any, grad: Any, hess: Any,
+    worker: Any, begin: Any, end: Any, parameters: Any, of: Any, y_of: Any, one: Any, into: Any,
 ) -> None:  # fmt: skip
     """Chunks begin .. end. Moves logit and target in, and gradient and Hessian out."""
     p = view_of_records(PARAMETERS, parameters)[0]
@@ -352,7 +279,7 @@ def work(
         p.denominator, p.unit, p.by, p.by_lo, p.pos_weight_of_all, p.keep, p.spread, p.of_grad, p.of_hess,
         p.hess_min, p.ignores, p.ignored,
     )  # fmt: skip
-    own = p.scratch + worker * len(MATRICES) * SLOT
+    own = p.scratch + worker * SLOTS * p.slot
     for chunk in range(begin, end):
         total, error = splat(0.0), splat(0.0)
         row, last, start, stop = chunk * p.chunk, min(p.outer, (chunk + 1) * p.chunk), np.int64(0), p.run
@@ -369,15 +296,9 @@ def work(
                 p.pos_weight + r * p.pos_weight_of_run + start * p.pos_weight_step,
                 p.grad + r * p.grad_of_run + start * p.grad_step,
                 p.hess_diag + r * p.hess_diag_of_run + start * p.hess_diag_step,
+                p.loss + (r * p.run + start) * size_of(one) if p.loss else np.int64(0),
             )
-            loss = p.loss + (r * p.run + start) * size_of(one) if p.loss else np.int64(0)
-            n = stop - start
-            if p.packed:
-                total, error = elements(c, of, y_of, one, into, at, n, loss, total, error, u, w, grad, hess)
-            else:
-                total, error = blocks(
-                    p, c, of, y_of, one, into, at, n, loss, total, error, own, u, w, grad, hess
-                )
+            total, error = run(p, c, of, y_of, one, into, at, stop - start, total, error, own)
         put(1.0, p.partial + chunk * 16, finish(simd.total(total), simd.total(error)))
         put(1.0, p.partial + chunk * 16 + 8, 0.0)
     if p.past_caches:

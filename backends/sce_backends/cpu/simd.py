@@ -336,8 +336,8 @@ def _before(builder: Any, n: Any, lanes: int) -> Any:
     return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(n, _WORD), lanes))
 
 
-def _masked_load(builder: Any, of: Any, address: Any, mask: Any, t: Any = None) -> Any:
-    t = t or _memory_type(of, mask.type.count)
+def _masked_load(builder: Any, of: Any, address: Any, mask: Any) -> Any:
+    t = _memory_type(of, mask.type.count)
     place, align = builder.inttoptr(address, t.as_pointer()), ir.Constant(_WORD, of.bitwidth // 8)
     nothing = _constant(t, [0] * t.count)
     return _call(builder, f"llvm.masked.load.{_name(t)}.p0", t, [place, align, mask, nothing])
@@ -376,25 +376,25 @@ def load_integers(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
-def load_labels(typingctx: Any, of: Any, address: Any, n: Any, ignored: Any) -> Any:
-    """(y, is it ignored) of the first n of 8 integers: y is 0 or 1 in float64, or NaN for another label.
+def load_labels(typingctx: Any, of: Any, address: Any, ignored: Any) -> Any:
+    """(y, is it ignored) of 8 integers: y is 0 or 1 in float64, or NaN for another label.
 
-    The lanes after the n-th are 0. Compared as 64-bit integers: floats would take 2^60 + 1 for 2^60.
+    Compared as 64-bit integers: floats would take 2^60 + 1 for 2^60.
     """
     wide, lanes = Vector(F64), 8
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         t, whole = ir.VectorType(ir.IntType(of.bitwidth), lanes), ir.VectorType(ir.IntType(64), lanes)
-        value = _masked_load(builder, of, args[1], _before(builder, args[2], lanes), t)
+        value = builder.load(builder.inttoptr(args[1], t.as_pointer()), align=of.bitwidth // 8)
         if of.bitwidth < 64:
             value = builder.sext(value, whole) if of.signed else builder.zext(value, whole)
         numbers = [_constant(_ir(wide), [x] * lanes) for x in (1.0, 0.0, float("nan"))]
         ones, zeros = (builder.icmp_signed("==", value, _constant(whole, [k] * lanes)) for k in (1, 0))
         y = builder.select(ones, numbers[0], builder.select(zeros, numbers[1], numbers[2]))
-        skip = builder.icmp_signed("==", value, _splat(builder, args[3], lanes))
+        skip = builder.icmp_signed("==", value, _splat(builder, args[2], lanes))
         return context.make_tuple(builder, signature.return_type, [y, skip])
 
-    return nb.types.Tuple((wide, Mask(lanes)))(of, nb.int64, nb.int64, nb.int64), codegen
+    return nb.types.Tuple((wide, Mask(lanes)))(of, nb.int64, nb.int64), codegen
 
 
 @intrinsic

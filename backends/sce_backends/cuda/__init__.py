@@ -16,7 +16,7 @@ from sce.backend import DTYPES, Answer, Illegal, Problem
 
 on_device: bool = True
 debug: bool = False
-binary: bool = True
+takes_binary: bool = True
 
 
 def refuses(problem: Problem) -> str | None:
