@@ -68,7 +68,7 @@ def test_it_is_the_softmax_of_two_classes(case):
     positive = {**options, "sample_weight": np.abs(options.get("sample_weight", np.ones_like(x)))}
     if options["reduction"] == "mean":
         total = options.get("sample_weight", np.ones_like(x)).sum()
-        positive |= {"reduction": "sum", "sample_weight": positive["sample_weight"] / abs(total)}
+        positive |= {"reduction": "sum", "sample_weight": positive["sample_weight"] / (abs(total) or 1.0)}
     scale = sce.evaluate(
         two,
         np.abs(target),

@@ -899,7 +899,7 @@ binary_instead(
     "memory_order_for_element_order",
     logits=lambda p: (
         np.ravel(p.logits, "K").reshape(p.logits.shape)
-        if p.logits.size > 1 and 0 not in p.logits.strides
+        if p.logits.size > 1 and 0 not in p.logits.strides[:2]
         else p.logits
     ),
 )

@@ -22,7 +22,7 @@ from .arithmetic import arithmetic
 from .group import group
 
 THREADS = 256
-VECTORS = 2  # of a thread
+VECTORS = {1: 2, 4: 2, 8: 1}  # of a thread, by their width: all of their code is unrolled
 
 
 class Binary(NamedTuple):
@@ -86,7 +86,7 @@ def kernel(d: Any, spec: Binary) -> Callable[..., None]:
     to = spec.grad or spec.logits
     write_grad, put_grad = d.writer(to, real), d.putter(to, real)
     write_hess, put_hess = d.writer(spec.logits, real), d.putter(spec.logits, real)
-    width, flat, vectors = spec.width, spec.flat, VECTORS
+    width, flat, vectors = spec.width, spec.flat, VECTORS[spec.width]
     kept = vectors * width
     labelled, sampled, weighted, smooth = spec.labelled, spec.sampled, spec.weighted, spec.smooth
     tempered, ignores, floored, device_total = spec.tempered, spec.ignores, spec.floored, spec.device_total

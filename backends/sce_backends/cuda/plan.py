@@ -309,10 +309,19 @@ def binary(problem: Problem, answer: Answer) -> Launch:
     matrices = [a for a in (x, y, grad, hess) if a is not None]
     flat = all(a.flags.c_contiguous for a in matrices)
     vectors = [a for a in (x, grad, hess) if a is not None]
-    width = 1
-    if flat and len({a.itemsize for a in vectors}) == 1 and not any(address(a) % 16 for a in vectors):
-        width = 16 // x.itemsize
     real = _real_of_elements(problem)
+    smooth = problem.label_smoothing != 0.0 or (w is None and problem.pos_weight != 1.0)
+    # More than the plain loss is too long for the compiler to unroll, and computes longer than it reads.
+    plain = real == "float32" and u is None and w is None and hess is None
+    plain = plain and not smooth and problem.temperature == 1.0
+    width = 1
+    if (
+        plain
+        and flat
+        and len({a.itemsize for a in vectors}) == 1
+        and not any(address(a) % 16 for a in vectors)
+    ):
+        width = 16 // x.itemsize
     spec = Binary(
         real=real,
         logits=problem.dtype,
@@ -327,14 +336,14 @@ def binary(problem: Problem, answer: Answer) -> Launch:
         labelled=problem.labels is not None,
         sampled=u is not None,
         weighted=w is not None,
-        smooth=problem.label_smoothing != 0.0 or (w is None and problem.pos_weight != 1.0),
+        smooth=smooth,
         tempered=problem.temperature != 1.0,
         ignores=problem.ignore_index is not None,
         floored=problem.hess_min is not None,
         device_total=problem.own_denominator,
         blocks=2 if real == "float64" or hess is not None else 3,
     )
-    return Launch(spec, -(-problem.rows // (BINARY_THREADS * VECTORS * width)), BINARY_THREADS)
+    return Launch(spec, -(-problem.rows // (BINARY_THREADS * VECTORS[width] * width)), BINARY_THREADS)
 
 
 def _real_of_elements(problem: Problem) -> str:
