@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sce
-from sce import registry
+from sce import conformance, registry
 
 NAN, INF = float("nan"), float("inf")
 U = 2.0**-53
@@ -312,8 +312,8 @@ def test_a_backend_that_says_nothing_of_binary_problems_is_not_asked(monkeypatch
     try:
         with pytest.raises(sce.BackendError, match=r"'older\.backend' cannot run this .*no binary problems"):
             sce.binary_cross_entropy(X, Y, backend="older.backend")
-        cases = [case for case in sce.conformance.cases() if case.group == "binary"][:3]
-        report = sce.conformance.check(module, cases)
+        cases = [case for case in conformance.cases() if case.group == "binary"][:3]
+        report = conformance.check(module, cases)
         assert (report.passed, report.failed, report.skipped) == (0, 0, 3)
     finally:
         registry.load.cache_clear()

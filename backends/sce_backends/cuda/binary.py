@@ -22,7 +22,7 @@ from .arithmetic import arithmetic
 from .group import group
 
 THREADS = 256
-VECTORS = {1: 2, 4: 2, 8: 1}  # of a thread, by their width: all of their code is unrolled
+VECTORS = {1: 1, 4: 2, 8: 1}  # of a thread, by their width: all of their code is unrolled
 
 
 class Binary(NamedTuple):
