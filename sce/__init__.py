@@ -1,6 +1,7 @@
 """Softmax cross-entropy and its exact gradient in one fused pass, on the backend you choose."""
 
 from .backend import Answer, Backend, BackendError, LabelError, Problem
+from .binary import binary_cross_entropy, binary_loss_and_grad, binary_loss_grad_hess
 from .functions import (
     Evaluation,
     cross_entropy,
@@ -33,6 +34,9 @@ __all__ = [
     "LabelError",
     "Problem",
     "backends",
+    "binary_cross_entropy",
+    "binary_loss_and_grad",
+    "binary_loss_grad_hess",
     "cross_entropy",
     "evaluate",
     "explain",

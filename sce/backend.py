@@ -44,6 +44,12 @@ class Problem(NamedTuple):
     With `on_device` an array is NumPy's description of device memory, by `memory_at`: its address, shape,
     strides and dtype hold, its elements cannot be touched from here. Labels are of any integer dtype then,
     weights and bias of any integer or floating one.
+
+    With `binary` a row is a single logit x and stands for two classes with the logits (0, x), by the same
+    formulas; C is 1. What has one value per row in the caller's hands has the logits' canonical shape then,
+    (A, B, 1), and any strides: labels (0 or 1), distribution (the mass of class 1; class 0 has 1 less that),
+    sample_weight, pos_weight. There is no class weight, bias, soft cap or z-loss. An infinite logit is the
+    limit: it is sure. A backend is asked only if it has an attribute `takes_binary` that is True.
     """
 
     # Facts: all that `Backend.refuses` may look at.
@@ -58,7 +64,7 @@ class Problem(NamedTuple):
 
     # Data.
     logits: Array  # (A, B, C), floating; in place: the same memory as Answer.grad, or as Answer.hvp
-    labels: NDArray[np.int64] | None = None  # (N,), for "index"
+    labels: NDArray[np.int64] | None = None  # (N,), for "index"; binary: int8, uint8, int32 or int64
     distribution: Array | None = None  # (A, B, C), floating, any of DTYPES, for "distribution"
     direction: Array | None = None  # (A, B, C), floating, any of DTYPES: v of `hvp` and `log_softmax_jvp`
     class_weight: NDArray[np.float64] | None = None  # (C,), finite
@@ -75,6 +81,8 @@ class Problem(NamedTuple):
     grad_scale: float = 1.0  # multiplies the gradient alone
     hess_scale: float = 1.0  # multiplies the second derivatives alone, hess_diag and hvp
     hess_min: float | None = None  # then hess_diag is at least this, but in rows whose s is 0
+    binary: bool = False  # a fact, too: see above
+    pos_weight: float | Array = 1.0  # binary: the class weight of class 1
     device: int = 0  # on a device: its index,
     stream: int = 0  # the caller's stream on it, by its handle,
     wait: bool = False  # and whether nothing may be under way when a call returns
@@ -146,8 +154,8 @@ class Bound(Protocol):
 class Backend(Protocol):
     """A module with these names, registered under the entry point group "sce.backends".
 
-    It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...). One
-    that takes arrays on a device has besides
+    It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...), and
+    `takes_binary: bool`: does it take binary problems? One that takes arrays on a device has besides
 
         bind(problem, answer) -> Bound        what is asked of it instead of `run` there
         total_weight(problem) -> float        D, where it is to add it up and the caller asks; it waits

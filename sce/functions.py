@@ -460,7 +460,7 @@ def _as_aligned(call: _Call, at: list[Any]) -> bool:
 def _called(call: _Call, found: list[Any], at: list[Any], request: Request, stream: int) -> dict[str, Any]:
     problem = request.problem
     if problem.validated:
-        checks.illegal(call.bound.inspect(at, stream), problem.classes, request.layout.rows_shape)
+        checks.illegal(call.bound.inspect(at, stream), problem.classes, request.layout.rows_shape, problem.binary)
     call.bound.run(at, stream)
     return dict(zip(call.names, found, strict=True))
 

@@ -104,7 +104,7 @@ def prepare(
         key = seen.common, options, tuple(map(type, options)), in_place
         if (found := _recognised(key, seen, logits, out)) is not None:
             return found
-    place = _place(arrays)
+    place = place_of_all(arrays)
     given, given_out, device = logits, out, place is not None
     if place is not None:
         if out is not None and read_only(out):
@@ -138,9 +138,7 @@ def prepare(
         label_smoothing, temperature, softcap, z_loss, grad_scale, hess_scale, hess_min, reduction,
         denominator, empty,
     )  # fmt: skip
-    # Most calls repeat the options of another. Only values that cannot change are looked up.
-    check = _numbers if _LASTING.issuperset(map(type, numbers)) else _numbers.__wrapped__
-    options, reduction, divisor, without = check(*numbers)
+    options, reduction, divisor, without = check_numbers(*numbers)
     if labels is not None:
         labels = (
             checks.contiguous("target", labels)
@@ -155,7 +153,7 @@ def prepare(
     u, labels = _flat(u), _flat(labels)
     own = device and reduction == "mean" and divisor is None and _weighs(labels, ignore, w, u)
     if reduction == "mean" and divisor is None and not own:
-        divisor = checks.total_weight(_total_weight(rows, labels, ignore, w, u), validate)
+        divisor = checks.total_weight(total_weight(rows, labels, ignore, w, u), validate)
     fresh = memory_at(64, x.shape, x.dtype) if device else None  # what new matrices look like there
     matrices = [a for a in (x, soft, along, out, fresh) if a is not None]
     where = layout(axis, *matrices)
@@ -173,13 +171,13 @@ def prepare(
         outputs=frozenset(outputs),
         reduce=reduction != "none",
         validated=validate,
-        logits=_frozen(where.read(native(x))),
-        labels=_frozen(labels),
-        distribution=None if soft is None else _frozen(where.read(native(soft))),
-        direction=None if along is None else _frozen(where.read(native(along))),
-        class_weight=_frozen(w),
-        sample_weight=_frozen(u),
-        logit_bias=_frozen(b),
+        logits=frozen(where.read(native(x))),
+        labels=frozen(labels),
+        distribution=None if soft is None else frozen(where.read(native(soft))),
+        direction=None if along is None else frozen(where.read(native(along))),
+        class_weight=frozen(w),
+        sample_weight=frozen(u),
+        logit_bias=frozen(b),
         ignore_index=ignore,
         denominator=1.0 if divisor is None else divisor,
         own_denominator=own,
@@ -257,8 +255,8 @@ def elsewhere(request: Request) -> Request:
         name: _moved(getattr(first.problem, name), at) for name, at in zip(names, request.at, strict=False)
     }
     out = None if first.out is None else _moved(first.out, request.at[-1])
-    frozen = {name: _frozen(x) for name, x in moved.items()}
-    whole = request.problem._replace(**frozen, stream=request.stream)
+    kept = {name: frozen(x) for name, x in moved.items()}
+    whole = request.problem._replace(**kept, stream=request.stream)
     return request._replace(problem=whole, out=out, at=())
 
 
@@ -266,7 +264,7 @@ def _moved(x: Array, at: int) -> Array:
     return memory_at(at, x.shape, x.dtype, x.strides)
 
 
-def _place(arrays: dict[str, Any]) -> Place | None:
+def place_of_all(arrays: dict[str, Any]) -> Place | None:
     """Where a call's arrays are: all on one device, or None, all on the host."""
     if not any(map(on_device, arrays.values())):
         return None
@@ -289,6 +287,12 @@ def _weighs(labels: Array | None, ignore: int | None, w: Array | None, u: Array 
 
 
 _LASTING = frozenset({float, int, str, type(None), np.float64, np.float32})
+
+
+def check_numbers(*numbers: Any) -> tuple[dict[str, Any], str, float | None, float]:
+    """`_numbers`: most calls repeat the options of another. Only values that cannot change are looked up."""
+    check = _numbers if _LASTING.issuperset(map(type, numbers)) else _numbers.__wrapped__
+    return check(*numbers)
 
 
 @lru_cache(maxsize=1024, typed=True)
@@ -321,7 +325,7 @@ def _numbers(
     return options, reduction, divisor, math.nan if empty == "nan" else 0.0
 
 
-def _total_weight(
+def total_weight(
     rows: int, labels: Array | None, ignore: int | None, w: Array | None, u: Array | None
 ) -> float:
     """The denominator of a mean: the sum of u * w[y] over counted rows, of u for distributions.
@@ -363,7 +367,7 @@ def _flat(x: Array | None) -> Array | None:
     return np.ascontiguousarray(x).reshape(-1)
 
 
-def _frozen(x: Any) -> Any:
+def frozen(x: Any) -> Any:
     """A view that a backend cannot write through: inputs are the caller's."""
     if x is None:
         return None

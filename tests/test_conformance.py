@@ -97,6 +97,26 @@ def test_every_pair_of_options_is_there_for_every_dtype_and_target():
         assert (dtype, "distribution", pair) in seen or "ignore_index" in pair
 
 
+def test_every_option_of_binary_is_there_alone_and_in_pairs_for_every_dtype_and_target():
+    defaults = {**inspect.signature(sce.binary_loss_grad_hess).parameters}
+    names = set(defaults) - NOT_OPTIONS - {"out"}
+    alone, pairs = set(), set()
+    for case in every_case():
+        if case.function == "binary":
+            given = {k for k, v in case.options.items() if v is not defaults[k].default and v != "none"}
+            soft = np.asarray(case.target).dtype.kind == "f"
+            alone |= {(dtype_of(case), soft, name) for name in given}
+            pairs |= {(dtype_of(case), soft, pair) for pair in combinations(sorted(given), 2)}
+    wanted = {
+        (dtype, soft, name)
+        for dtype, soft, name in product(DTYPES, (False, True), names)
+        if not (soft and name == "ignore_index")
+    }
+    assert wanted - alone <= {(dtype, soft, "reduction") for dtype, soft, _ in wanted}
+    for dtype, soft, pair in product(DTYPES, (False, True), combinations(sorted(names - {"reduction"}), 2)):
+        assert (dtype, soft, pair) in pairs or (soft and "ignore_index" in pair), (dtype, soft, pair)
+
+
 def test_every_output_is_there_for_every_dtype():
     seen = {(dtype_of(case), case.function, name) for case in every_case() for name in case.outputs}
     wanted = {(d, function, name) for d in DTYPES for function, names in FUNCTIONS.items() for name in names}
@@ -106,7 +126,7 @@ def test_every_output_is_there_for_every_dtype():
 
 def test_outputs_come_in_few_combinations():
     """A compiling backend builds a kernel for each."""
-    assert len({case.outputs for case in every_case()}) == 3 + 3 + 3
+    assert len({case.outputs for case in every_case()}) == 3 + 3 + 3 + 1
 
 
 def test_every_label_type_is_there():

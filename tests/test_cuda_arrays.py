@@ -61,6 +61,7 @@ def pretended(monkeypatch):
     """A backend for device arrays that runs in the emulator and remembers what was launched."""
     module = ModuleType(PLACED)
     module.on_device, module.debug, module.launches, module.problems = True, False, [], []
+    module.takes_binary = True
     module.refuses = lambda problem: None
     module.missing = lambda: None
 
@@ -431,3 +432,75 @@ def test_what_cannot_make_its_own_type_is_refused():
     x, y = Packed(np.zeros((2, 3))), Packed(np.zeros(2, int))
     with pytest.raises(TypeError, match="no way to make an array of its own type"):
         sce.loss_and_grad(x, y, backend=PLACED)
+
+
+# One logit per element.
+
+BINARY = {
+    "plain": {},
+    "ignored": {"ignore_index": -1},
+    "per sample": {"sample_weight": rng.normal(size=9), "ignore_index": -1},
+    "per element": {"sample_weight": rng.normal(size=(9, 6)).astype("f4")},
+    "integer weights": {"sample_weight": np.arange(9)},
+    "per label": {"pos_weight": rng.uniform(1, 2, 6).astype("f4")},
+    "a number": {"pos_weight": 2.5, "label_smoothing": 0.1, "temperature": 0.7},
+    "none": {"reduction": "none", "sample_weight": rng.normal(size=9), "ignore_index": -1},
+    "given denominator": {"denominator": -3.0, "ignore_index": -1, "hess_min": 0.01},
+    "no element": {"ignore_index": 0, "empty": "zero"},
+}
+
+
+def both_binary(x, y, **options):
+    arrays = {key: placed(v) if isinstance(v, np.ndarray) else v for key, v in options.items()}
+    got = sce.binary_loss_grad_hess(placed(x), placed(y), backend=PLACED, **arrays)
+    return got, sce.binary_loss_grad_hess(x, y, backend="reference", **options)
+
+
+@pytest.mark.parametrize("options", BINARY.values(), ids=BINARY.keys())
+@pytest.mark.parametrize("validate", [True, False])
+def test_binary_values_and_types(options, validate):
+    x, y = rng.normal(size=(9, 6)).astype("f4"), rng.integers(-1, 2, (9, 6)).astype(np.int8)
+    if "ignore_index" not in options:
+        y = np.abs(y)
+    if options.get("ignore_index") == 0:
+        y[:] = 0
+    for mine, theirs in zip(*both_binary(x, y, validate=validate, **options), strict=True):
+        assert isinstance(mine, Placed)
+        assert (mine.memory.shape, mine.memory.dtype) == (np.shape(theirs), np.asarray(theirs).dtype)
+        np.testing.assert_allclose(mine.memory, theirs, rtol=2e-6, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("y", [np.eye(3, dtype=bool), np.eye(3, dtype="u2"), rng.uniform(size=(3, 3))])
+def test_binary_targets_in_any_order_in_memory(y):
+    x = np.asfortranarray(rng.normal(size=(3, 3)))
+    arrays = Placed(x), Placed(np.asfortranarray(y))
+    loss, grad = sce.binary_loss_and_grad(*arrays, reduction="none", out=Placed(x.copy("F")), backend=PLACED)
+    want = sce.binary_loss_and_grad(x, y, reduction="none", backend="reference")
+    np.testing.assert_allclose(loss.memory, want[0], rtol=1e-14)
+    np.testing.assert_allclose(grad.memory, want[1], rtol=1e-14)
+
+
+def test_illegal_binary_labels_and_weights_are_found_on_the_device():
+    x, y = placed(np.zeros((4, 3))), np.zeros((4, 3), int)
+    y[2, 1] = 7
+    out = placed(np.full((4, 3), 5.0))
+    with pytest.raises(sce.LabelError, match=r"label 7 at position \(2, 1\) is outside \[0, 2\) of a binary"):
+        sce.binary_loss_and_grad(x, placed(y), out=out, backend=PLACED)
+    legal = placed(np.zeros((4, 3), int))
+    weight = placed(np.array([1, np.inf, 1, np.nan]))
+    with pytest.raises(ValueError, match=r"sample_weight must be finite: it is not for the element at 1, 0"):
+        sce.binary_loss_and_grad(x, legal, sample_weight=weight, out=out, backend=PLACED)
+    with pytest.raises(ValueError, match=r"pos_weight must be finite: it is not for the element at 0, 2"):
+        sce.binary_loss_and_grad(
+            x, legal, pos_weight=placed(np.array([1, 1, np.nan])), out=out, backend=PLACED
+        )
+    assert (out.memory == 5).all()
+
+
+def test_binary_arrays_in_two_orders_are_refused_on_a_device():
+    x = Placed(np.zeros((2, 3, 4)))
+    y = Placed(np.zeros((3, 2, 4), int).transpose(1, 0, 2))
+    with pytest.raises(sce.BackendError, match=r"different orders.*pass contiguous arrays"):
+        sce.binary_loss_and_grad(x, y, backend=PLACED)
+    with pytest.raises(sce.BackendError, match=r"logits: on a CUDA device; target: on the host"):
+        sce.binary_loss_and_grad(x, y.memory, backend=PLACED)

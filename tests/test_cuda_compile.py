@@ -23,9 +23,12 @@ except PackageNotFoundError:
     pytest.skip(f"no numba-cuda: {INSTALL}", allow_module_level=True)
 
 from sce.backend import Answer, memory_at
+from sce.binary import prepare_binary
 from sce.conformance.case import cast
 from sce.problem import prepare
 from sce_backends.cuda import kernels, plan
+from sce_backends.cuda.binary import VECTORS
+from sce_backends.cuda.binary_survey import BinarySurvey
 from sce_backends.cuda.general import General
 from sce_backends.cuda.plan import Device, Launch
 from sce_backends.cuda.scales import Scales
@@ -198,6 +201,10 @@ OTHERS = {
         Launch(Survey("uint8", "float16", "int64", "float64", True, True, True, True, True), 1, 256),
         HOPPER,
     ),
+    "binary survey": (
+        Launch(BinarySurvey("int32", "float32", "float64", True, True, True, True), 1, 256),
+        BLACKWELL,
+    ),
     "totals": (Launch(Totals("float32", True, "float32", True, True), 1, 256), BLACKWELL),
 }
 
@@ -221,6 +228,56 @@ def test_what_is_compiled_for_a_device():
     newest, binary = compiler.target((99, 0))
     assert not binary  # and on the next the driver compiles the newest PTX
     assert newest >= (12, 0)
+def elements(dtype, target, hess, many=1 << 20, odd=False, **options):
+    """The launch that contiguous logits of a binary problem get."""
+    y = np.zeros(1, target) if target != "bfloat16" else cast(np.zeros(1), target)
+    x = cast(np.zeros(1), dtype)
+    outputs = ("loss", "grad", "hess_diag") if hess else ("loss", "grad")
+    problem = prepare_binary(x, y, outputs=outputs, **{"reduction": "sum", **options}).problem
+    shape, start = (many, 1, 1), 4 if odd else 4096
+    there = {"logits": memory_at(start, shape, x.dtype)}
+    for name in ("labels", "distribution", "sample_weight"):
+        if (given := getattr(problem, name)) is not None:
+            there[name] = memory_at((1 << 41), shape, given.dtype)
+    if "sample_weight" in there:  # as it would come from a device
+        there["sample_weight"] = memory_at(1 << 43, shape, np.float32)
+    grad = memory_at((1 << 40) + start, shape, x.dtype)
+    answer = Answer(
+        loss=np.empty(1), grad=grad, hess_diag=memory_at(1 << 42, shape, x.dtype) if hess else None
+    )
+    return plan.binary(problem._replace(rows=many, **there), answer)
+
+
+BINARY = {
+    "labels": (HOPPER, "float32", "int64", False, {}),
+    "narrow labels": (AMPERE, "float32", "int8", False, {"ignore_index": -1}),
+    "probabilities": (BLACKWELL, "float32", "float32", False, {"label_smoothing": 0.1, "temperature": 0.7}),
+    "halves": (HOPPER, "bfloat16", "bfloat16", False, {}),
+    "float64": (HOPPER, "float64", "uint8", False, {}),
+    "Hessian": (AMPERE, "float32", "uint8", True, {"hess_min": 1e-16, "pos_weight": 3.0}),
+    "weights": (BLACKWELL, "float16", "float32", True, {"sample_weight": np.ones(1), "hess_min": 0.0}),
+    "not aligned": (HOPPER, "float32", "float32", False, {"odd": True}),
+}
+
+
+@pytest.mark.parametrize("kind", BINARY)
+def test_binary(kind):
+    capability, dtype, target, hess, given = BINARY[kind]
+    launch = elements(dtype, target, hess, **given)
+    spec = launch.spec
+    ptx, code, used = compiled(launch, capability)
+    assert used["REG"] <= (1 << 16) // (launch.threads * spec.blocks), used
+    assert used["STACK"] == used["LOCAL"] == 0, used
+    assert count(code, r"LDL|STL") == 0
+    assert count(code, r"ATOM|RED\b") == 0
+    assert (spec.width > 1) == (kind in ("labels", "narrow labels", "halves"))
+    if spec.width > 1:
+        assert count(code, r"LDG\.E(\.\w+)*\.128") == VECTORS[spec.width]
+        assert count(code, r"STG\.E(\.\w+)*\.128") == VECTORS[spec.width] * (1 + hess)
+    if dtype != "float64":
+        assert spec.real == "float32"
+        assert ".f64" not in ptx
+        assert not re.search(r"ex2\.approx|lg2\.approx", ptx)
 
 
 def test_a_failed_promise_is_seen():

@@ -43,12 +43,12 @@ def test_the_kernels_conform(group):
     assert not report.failures, "\n".join(f"{f.case} | {f.output}: {f.message}" for f in report.failures)
 
 
-@pytest.mark.parametrize("group", ["options", "crossed", "edges", "confident"])
+@pytest.mark.parametrize("group", ["options", "crossed", "edges", "confident", "binary"])
 def test_they_conform_whoever_comes_first(group):
     """With the schedule reversed, and on a device without clusters."""
 
     class Reversed:
-        on_device, debug = False, True
+        on_device, debug, takes_binary = False, True, True
         refuses, missing = staticmethod(emulated.refuses), staticmethod(emulated.missing)
 
         @staticmethod

@@ -25,11 +25,12 @@ ARROWS = {
     "functions": {"backend", "device", "layout", "checks", "problem", "select"},
     "second_order": {"backend", "problem", "select", "functions"},
     "jacobian": {"backend", "layout", "checks", "device", "problem", "select", "functions"},
-    "sce": {"settings", "backend", "select", "functions", "second_order", "jacobian"},  # sce/__init__.py
+    "binary": {"backend", "device", "layout", "checks", "problem", "select", "functions"},
+    "sce": {"settings", "backend", "select", "functions", "second_order", "jacobian", "binary"},  # sce/__init__.py
     "machine": {"settings"},
     "strict_json": set(),
     "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine", "strict_json"},
-    "conformance": {"backend", "layout", "checks", "problem", "registry", "functions"},
+    "conformance": {"backend", "layout", "checks", "problem", "registry", "functions", "binary"},
     "cli": {
         "sce",
         "backend",
@@ -206,7 +207,7 @@ def test_choice_and_validation_happen_once() -> None:
     readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
-    public = {"functions", "second_order", "jacobian"}
+    public = {"functions", "second_order", "jacobian", "binary"}
     assert choosers <= public | {"cli", "bench"}
     assert {s.part for s in CORE if uses(s, "prepare")} <= public | {"conformance", "cli", "bench"}
 

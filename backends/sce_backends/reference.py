@@ -19,6 +19,7 @@ from sce.backend import Answer, Array, Problem
 
 on_device: bool = False
 debug: bool = False
+takes_binary: bool = True
 
 _BLOCK = 1 << 18  # elements worked on at once: temporaries that stay in the cache
 
@@ -41,14 +42,16 @@ def run(problem: Problem, answer: Answer) -> None:
     for a in range(0, outer, step):
         for b in range(0, inner, wide):
             tile = (slice(a, a + step), slice(b, b + wide))
-            for name, got in _outputs(problem, tile, row[tile].reshape(-1)).items():
+            rows = row[tile].reshape(-1)
+            found = _binary(problem, tile) if problem.binary else _outputs(problem, tile, rows)
+            for name, got in found.items():
                 into: Any = getattr(answer, name)
                 if name in sums and problem.reduce:
                     sums[name] += got.sum()
                 elif into.ndim == 3:
                     into[tile] = got.reshape(into[tile].shape).astype(into.dtype)
                 else:
-                    into[row[tile].reshape(-1)] = got
+                    into[rows] = got
     for name in sums:
         into = getattr(answer, name)
         if into is not None and problem.reduce:
@@ -113,6 +116,43 @@ def _outputs(problem: Problem, tile: tuple[slice, slice], rows: Array) -> dict[s
         out["argmax"] = best
     if "correct" in wanted:
         out["correct"] = counted & known & (best == target.y.argmax(axis=1))
+    return out
+
+
+def _binary(problem: Problem, tile: tuple[slice, slice]) -> dict[str, Array]:
+    """The same for the n logits of a tile, each of which stands for two classes with the logits (0, x)."""
+    x = _wide(problem.logits[tile], 1)[:, 0]
+    real = x.dtype.type
+    t, eps = real(problem.temperature), real(problem.label_smoothing)
+    known = np.ones(len(x), bool)
+    u = np.ones(len(x)) if problem.sample_weight is None else _wide(problem.sample_weight[tile], 1)[:, 0]
+    counted = u != 0
+    if problem.labels is not None:
+        label = problem.labels[tile].reshape(-1)
+        y, known = (label == 1).astype(real), (label == 0) | (label == 1)
+        if problem.ignore_index is not None:
+            counted &= label != problem.ignore_index
+    else:
+        assert problem.distribution is not None
+        y = _wide(problem.distribution[tile], 1)[:, 0].astype(real)
+    w = problem.pos_weight
+    w = w if isinstance(w, float) else _wide(w[tile], 1)[:, 0]
+    q1, q0 = w * ((1 - eps) * y + eps / 2), (1 - eps) * (1 - y) + eps / 2
+    empty = problem.denominator == 0
+    s = np.where(counted & (not empty), u, 0).astype(real) / (1.0 if empty else problem.denominator)
+
+    z = x / t
+    e = np.exp(-np.abs(z))
+    sure, other = 1 / (1 + e), e / (1 + e)  # 1 - p is a quotient, never a difference
+    p, not_p = np.where(z > 0, (sure, other), (other, sure))
+    costs = np.stack([np.log1p(e) + np.maximum(z, 0), np.log1p(e) + np.maximum(-z, 0)], axis=1)
+    loss = _dot(np.stack([q0, q1], axis=1), costs)
+    grad = problem.grad_scale * (q0 * p - q1 * not_p) / t
+    hess = problem.hess_scale * (q0 + q1) * p * not_p / t**2
+    out = {"loss": loss, "grad": grad, "hess_diag": hess}
+    out = {name: _by_row(s, np.where(known, out[name], np.nan)) for name in problem.outputs}
+    if "hess_diag" in out and problem.hess_min is not None:
+        out["hess_diag"] = np.where(s == 0, 0, np.maximum(out["hess_diag"], problem.hess_min))
     return out
 
 

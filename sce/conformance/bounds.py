@@ -47,6 +47,8 @@ of the probability) may be flushed as well.
 and in the gradient, Hessian and its products of a class that has no probability and no target mass.
 A floor of the Hessian's diagonal may be rounded once.
 
+**Binary** problems have two classes and formulas of their own: see elements.py.
+
 The scales are computed here in float64 from the problem alone, not from any backend's answer.
 """
 
@@ -59,6 +61,7 @@ import numpy as np
 
 from sce.backend import Array, Problem
 
+from .elements import Elements, elements, of_element
 from .magnitudes import Rows, along, dot, magnitudes, spread, uncounted
 from .rounding import rounding_of_z
 
@@ -95,16 +98,21 @@ def ulp(scale: Any, dtype: str) -> Array:
 def bounds(problem: Problem, want: dict[str, Array], dtypes: dict[str, str]) -> dict[str, Bound]:
     """The bound of each output of `want` (canonical: rows first), whose answers have these dtypes."""
     with np.errstate(all="ignore"):
-        rows = magnitudes(problem)
+        rows = elements(problem) if problem.binary else magnitudes(problem)
+        if problem.binary:
+            want = {name: x.reshape(-1) for name, x in want.items()}
         return {name: _bound(problem, rows, name, want[name], dtypes[name]) for name in want}
 
 
-def _bound(problem: Problem, rows: Rows, name: str, want: Array, dtype: str) -> Bound:
+def _bound(problem: Problem, rows: Rows | Elements, name: str, want: Array, dtype: str) -> Bound:
     if dtype not in _FORMATS:  # argmax, correct
         return Bound(np.zeros(want.shape), np.ones(want.shape))
     inner = "float64" if problem.dtype == "float64" else "float32"
-    scale, coefficient, lost, zero = _scale(problem, rows, name)
-    of_z = rounding_of_z(problem, rows, name)
+    if isinstance(rows, Elements):
+        scale, coefficient, lost, zero, of_z = of_element(problem, rows, name)
+    else:
+        scale, coefficient, lost, zero = _scale(problem, rows, name)
+        of_z = rounding_of_z(problem, rows, name)
     scale, coefficient, lost, of_z = (np.where(zero, 0.0, a) for a in (scale, coefficient, lost, of_z))
     if problem.reduce and name in ("loss", "z_loss"):
         zero = np.asarray(zero.all(keepdims=True))
@@ -135,7 +143,7 @@ def _k(problem: Problem, name: str, inner: str) -> float:
         return k
     sums = 2 if problem.target == "distribution" or problem.label_smoothing else 1
     sums += 4 if name in ALONG else 0
-    return k + 0.5 * sums * math.log2(problem.classes) + (0.0 if WIDE else _NOT_WIDE)
+    return k + 0.5 * sums * math.log2(2 if problem.binary else problem.classes) + (0.0 if WIDE else _NOT_WIDE)
 
 
 def _scale(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array, Array, Array]:

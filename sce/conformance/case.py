@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sce.backend import Array, Problem
+from sce.backend import Array
+from sce.binary import prepare_binary
 from sce.problem import NO_TARGET, Request, prepare
 
 # Few tuples of outputs, used over and over: a compiling backend builds one kernel for each.
@@ -29,6 +31,7 @@ FUNCTIONS = {
     "softmax_jvp": ("hvp",),
     "log_softmax_jvp": ("log_softmax_jvp",),
     "log_softmax_vjp": ("grad",),
+    "binary": ("loss", "grad", "hess_diag"),
 }
 OUTS = (None, "own", "in place", "float32", "strided", "over v")
 
@@ -76,6 +79,8 @@ class Case:
         options = dict(self.options)
         if self.out is not None:
             options["out"] = self._out()
+        if self.function == "binary":
+            return prepare_binary(self.logits, self.target, outputs=self.outputs, **options)
         if self.target is None:
             options["reduction"] = "none"
         target = NO_TARGET if self.target is None else self.target

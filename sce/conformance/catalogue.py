@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .case import Case
 from .cases_accuracy import accuracy
+from .cases_binary import binary
 from .cases_crossed import crossed
 from .cases_edges import edges
 from .cases_layouts import layouts
@@ -15,7 +16,7 @@ from .cases_shapes import shapes
 
 def cases() -> tuple[Case, ...]:
     """Every case: the same ones, with the same values, on every machine."""
-    found = (*shapes(), *layouts(), *options(), *crossed(), *edges(), *limits(), *accuracy())
+    found = (*shapes(), *layouts(), *options(), *crossed(), *edges(), *limits(), *accuracy(), *binary())
     found += tuple(second(found))
     if len({case.name for case in found}) < len(found):
         raise RuntimeError("two conformance cases have one name.")

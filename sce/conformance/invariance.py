@@ -85,6 +85,13 @@ def _split(backend: Backend, case: Case, full: dict[str, Array]) -> Findings:
 
 def _part(problem: Problem, tile: tuple[slice, slice], rows: slice) -> Problem:
     """The problem of some of the rows, with the denominator of all."""
+    if problem.binary:  # whatever has one value per row has the logits' shape
+        rest = {
+            name: value[tile]
+            for name in ("logits", "labels", "distribution", "sample_weight", "pos_weight")
+            if isinstance(value := getattr(problem, name), np.ndarray)
+        }
+        return problem._replace(rows=rows.stop - rows.start, **rest)
     soft, labels, weight, v = problem.distribution, problem.labels, problem.sample_weight, problem.direction
     return problem._replace(
         rows=rows.stop - rows.start,

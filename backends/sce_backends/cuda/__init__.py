@@ -2,7 +2,8 @@
 
 plan.py       which kernels, with how many threads and blocks
 execute.py    a problem's launches and their arguments, on a GPU or in the emulator; record.py keeps them
-rows.py, general.py, scales.py, totals.py, survey.py   the kernels, plain functions of a vocabulary of words:
+rows.py, general.py, scales.py, totals.py, survey.py, binary.py, binary_survey.py   the kernels, plain
+    functions of a vocabulary of words:
     group.py what threads of a row tell each other; arithmetic.py exp, log and numbers of two words
 compile.py    Numba: those words for a GPU, PTX and machine code; cache.py keeps it on disk
 gpu.py        the device, its memory, launches; absence.py, why there is none
@@ -15,6 +16,7 @@ from sce.backend import DTYPES, Answer, Bound, Problem
 
 on_device: bool = True
 debug: bool = False
+takes_binary: bool = True
 
 MOST_ROWS = 1 << 33  # at four of them a block, a grid has no more
 

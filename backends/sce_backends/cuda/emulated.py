@@ -17,6 +17,7 @@ from sce.backend import Answer, Array, Problem
 
 on_device: bool = False
 debug: bool = True
+takes_binary: bool = True
 
 LARGEST = 1 << 13  # logits: some seconds
 

@@ -35,7 +35,9 @@ def execute(problem: Problem, answer: Answer, machine: Machine) -> None:
         return
     total = total_weight(problem, machine) if problem.own_denominator else None
     sums: dict[str, Array] = {}
-    if plan.takes_rows(problem, answer):
+    if problem.binary:
+        _run_binary(problem, answer, machine, total)
+    elif plan.takes_rows(problem, answer):
         if problem.reduce and answer.loss is not None:
             sums["loss"] = machine.memory(2 * problem.rows, plan.computed(problem))
         _run_rows(problem, answer, machine, sums, total)
@@ -61,7 +63,7 @@ def _of_no_rows(problem: Problem, answer: Answer, machine: Machine) -> None:
 
 def total_weight(problem: Problem, machine: Machine) -> Array:
     """The denominator of a mean, found on the device and left there: (1,) float64."""
-    launch = plan.survey(problem)
+    launch = plan.binary_survey(problem) if problem.binary else plan.survey(problem)
     values = _surveyed(problem, launch, machine)
     machine.run(launch, values)
     into = machine.memory(1, "float64")
@@ -79,7 +81,7 @@ def survey(problem: Problem, machine: Machine) -> Array | None:
     """Where labels and weights are illegal, by blocks of survey.py. None if nothing can be."""
     if not _can_be_illegal(problem) or not problem.rows:
         return None
-    launch = plan.survey(problem)
+    launch = plan.binary_survey(problem) if problem.binary else plan.survey(problem)
     values = _surveyed(problem, launch, machine)
     machine.run(launch, values)
     found: Array = values["found"]
@@ -92,17 +94,24 @@ def verdict(problem: Problem, found: Array, download: Callable[[Array], Array]) 
     label, sample, of_class, bias = (int(next((i for i in part if i >= 0), -1)) for part in first.T)
     value = 0
     if label >= 0 and problem.labels is not None:
-        value = int(download(problem.labels[label : label + 1])[0])
+        labels = problem.labels.reshape(-1, 1) if not problem.binary else problem.labels
+        a, b = divmod(label, labels.shape[1])
+        value = int(download(labels[a, b].reshape(1))[0])
     return Illegal(label, value, sample, of_class, bias)
 
 
 def _can_be_illegal(problem: Problem) -> bool:
     given = (problem.labels, problem.class_weight, problem.sample_weight, problem.logit_bias)
-    return any(x is not None for x in given)
+    return any(x is not None for x in given) or isinstance(problem.pos_weight, np.ndarray)
 
 
 def _surveyed(problem: Problem, launch: Launch, machine: Machine) -> dict[str, Any]:
-    """The arguments of survey.py."""
+    """The arguments of survey.py, or of binary_survey.py."""
+    if problem.binary:
+        return _elements(problem, Answer()) | {
+            "found": machine.memory(FOUND_BAD * launch.blocks, "int64"),
+            "sums": machine.memory(2 * launch.blocks, "float64"),
+        }
     return {
         "labels": problem.labels,
         "class_weight": problem.class_weight,
@@ -168,6 +177,52 @@ def _run_rows(
         machine.run(plan.scales(problem), given)
     for launch in launches:
         machine.run(launch, values)
+
+
+def _run_binary(problem: Problem, answer: Answer, machine: Machine, total: Array | None) -> None:
+    """The launch of binary.py, and the sum of what its blocks leave."""
+    launch = plan.binary(problem, answer)
+    t, real = problem.temperature, launch.spec.real  # type: ignore[union-attr]
+    factors = {
+        "unit": 1.0 / problem.denominator if problem.denominator else 0.0,
+        "of_grad": problem.grad_scale / t,
+        "of_hess": problem.hess_scale / (t * t),
+        "over_t": 1.0 / t,
+        "keep": 1.0 - problem.label_smoothing,
+        "spread": problem.label_smoothing / 2,
+        "positive": problem.pos_weight if isinstance(problem.pos_weight, float) else 1.0,
+    }
+    values = _elements(problem, answer) | {"loss": answer.loss, "total": total}
+    values["hess_min"] = 0.0 if problem.hess_min is None else problem.hess_min
+    for name, factor in factors.items():
+        values[name], values[f"{name}_tail"] = plan.words(factor, real)
+    sums = problem.reduce and answer.loss is not None
+    if sums:
+        values["loss"] = machine.memory(2 * launch.blocks, real)
+    machine.run(launch, values)
+    if sums:
+        _add_up(problem, values["loss"], launch.blocks, True, answer.loss, total, machine)
+
+
+def _elements(problem: Problem, answer: Answer) -> dict[str, Any]:
+    """What the kernels of binary problems are told of their arrays."""
+    found: dict[str, Any] = {
+        "n": problem.rows,
+        "inner": problem.logits.shape[1],
+        "ignored": problem.ignore_index or 0,
+    }
+    arrays = {
+        "logits": problem.logits,
+        "target": problem.distribution if problem.labels is None else problem.labels,
+        "sample_weight": problem.sample_weight,
+        "pos_weight": problem.pos_weight if isinstance(problem.pos_weight, np.ndarray) else None,
+        "grad": answer.grad,
+        "hess_diag": answer.hess_diag,
+    }
+    for name, x in arrays.items():
+        found[name] = x
+        found[f"{name}_a"], found[f"{name}_b"], _ = plan.strides(x)
+    return found
 
 
 def _general(problem: Problem, answer: Answer, machine: Machine) -> dict[str, Any]:

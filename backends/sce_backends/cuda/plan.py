@@ -19,6 +19,9 @@ import numpy as np
 
 from sce.backend import Answer, Array, Problem
 
+from .binary import THREADS as BINARY_THREADS
+from .binary import VECTORS, Binary
+from .binary_survey import BinarySurvey
 from .general import General
 from .rows import Parts, Rows
 from .scales import THREADS as SCALE_THREADS
@@ -26,7 +29,7 @@ from .scales import Scales
 from .survey import Survey
 from .totals import CHUNK, THREADS, Totals
 
-Spec = General | Rows | Scales | Survey | Totals
+Spec = Binary | BinarySurvey | General | Rows | Scales | Survey | Totals
 
 
 class Launch(NamedTuple):
@@ -316,6 +319,81 @@ def general(problem: Problem, answer: Answer) -> Launch:
     return Launch(spec, -(-problem.rows // groups), lanes * groups)
 
 
+def binary(problem: Problem, answer: Answer) -> Launch:
+    """The launch of binary.py."""
+    x, grad, hess = problem.logits, answer.grad, answer.hess_diag
+    y = problem.distribution if problem.labels is None else problem.labels
+    u = problem.sample_weight
+    w = problem.pos_weight if isinstance(problem.pos_weight, np.ndarray) else None
+    matrices = [a for a in (x, y, grad, hess) if a is not None]
+    flat = all(a.flags.c_contiguous for a in matrices)
+    vectors = [a for a in (x, grad, hess) if a is not None]
+    real = _real_of_elements(problem)
+    smooth = problem.label_smoothing != 0.0 or (w is None and problem.pos_weight != 1.0)
+    # More than the plain loss is too long for the compiler to unroll, and computes longer than it reads.
+    plain = real == "float32" and u is None and w is None and hess is None
+    plain = plain and not smooth and problem.temperature == 1.0
+    width = 1
+    if (
+        plain
+        and flat
+        and len({a.itemsize for a in vectors}) == 1
+        and not any(address(a) % 16 for a in vectors)
+    ):
+        width = 16 // x.itemsize
+    spec = Binary(
+        real=real,
+        logits=problem.dtype,
+        target=_name(y),
+        sample_weight=_name(u),
+        pos_weight=_name(w),
+        grad="" if grad is None else _name(grad),
+        hess=hess is not None,
+        loss="" if answer.loss is None else "pairs" if problem.reduce else "rows",
+        width=width,
+        flat=flat,
+        labelled=problem.labels is not None,
+        sampled=u is not None,
+        weighted=w is not None,
+        smooth=smooth,
+        tempered=problem.temperature != 1.0,
+        ignores=problem.ignore_index is not None,
+        floored=problem.hess_min is not None,
+        device_total=problem.own_denominator,
+        blocks=2 if real == "float64" or hess is not None else 3,
+    )
+    return Launch(spec, -(-problem.rows // (BINARY_THREADS * VECTORS[width] * width)), BINARY_THREADS)
+
+
+def _real_of_elements(problem: Problem) -> str:
+    """What binary.py computes in: float64 where float32 would lose digits or the range of a factor."""
+    weights = (problem.sample_weight, problem.pos_weight)
+    wide = {"float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+    if any(isinstance(a, np.ndarray) and dtype_name(a.dtype) in wide for a in weights):
+        return "float64"
+    t, d = problem.temperature, problem.denominator or 1.0
+    factors = [t, d, problem.grad_scale or 1.0, problem.hess_scale or 1.0, problem.hess_min or 1.0]
+    factors += [x for x in (problem.pos_weight,) if isinstance(x, float) and x]
+    factors += [problem.grad_scale / (t * d) or 1.0, problem.hess_scale / (t * t * d) or 1.0]
+    in_range = all(1 / _RANGE <= abs(x) <= _RANGE for x in factors)
+    return computed(problem) if in_range else "float64"
+
+
+def binary_survey(problem: Problem) -> Launch:
+    """The launch of binary_survey.py."""
+    w = problem.pos_weight if isinstance(problem.pos_weight, np.ndarray) else None
+    spec = BinarySurvey(
+        target=_name(problem.labels),
+        sample_weight=_name(problem.sample_weight),
+        pos_weight=_name(w),
+        labelled=problem.labels is not None,
+        sampled=problem.sample_weight is not None,
+        weighted=w is not None,
+        ignores=problem.ignore_index is not None,
+    )
+    return Launch(spec, max(1, -(-problem.rows // CHUNK)), THREADS)
+
+
 def totals(count: int, values: str, pairs: bool, into: str, device_total: bool) -> list[Launch]:
     """Launches that add up one value per row."""
     found = []
@@ -328,7 +406,7 @@ def totals(count: int, values: str, pairs: bool, into: str, device_total: bool) 
 
 def bounds(launch: Launch) -> tuple[int, int]:
     """Threads of a block, and blocks that a processor shall have room for."""
-    return launch.threads, launch.spec.blocks if isinstance(launch.spec, Rows) else 1
+    return launch.threads, launch.spec.blocks if isinstance(launch.spec, Rows | Binary) else 1
 
 
 def computed(problem: Problem) -> str:
