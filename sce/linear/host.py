@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from ..backend import Answer, Array, Backend, Problem
+from sce.backend import Answer, Array, Backend, Problem
+
 from .model import LinearGrad, Model
 from .products import add_product, multiply
 
@@ -66,21 +67,14 @@ def hessian_vector(model: Model, product: Any, V: Array, v: Array | None, into: 
 
 def row_product(problem: Problem, hvp: Any, backend: str | None, options: dict[str, Any]) -> Any:
     """The Hessian of some rows' loss with respect to their logits, times r, in the place of r."""
+    # All rows were looked at, and their weight is known.
+    shared = {**options, "reduction": "mean", "denominator": problem.denominator, "validate": False}
 
     def product(z: Array, r: Array, where: Any) -> Array:
         part = _part(problem, where, z)
         target = part.labels if part.distribution is None else part.distribution[:, 0]
-        found: Array = hvp(
-            z,
-            target,
-            r,
-            sample_weight=part.sample_weight,
-            denominator=problem.denominator,
-            validate=False,  # all of them were looked at
-            out=r,
-            backend=backend,
-            **options,
-        )
+        some = {**shared, "sample_weight": part.sample_weight}
+        found: Array = hvp(z, target, r, out=r, backend=backend, **some)
         return found
 
     return product

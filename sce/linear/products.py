@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array
+from sce.backend import Array
 
 _BLOCK = 4 << 20  # bytes of a product that waits to be added: they stay in a cache
 
