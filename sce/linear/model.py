@@ -49,7 +49,8 @@ def placed(arrays: dict[str, Any]) -> bool:
     there = [name for name, a in arrays.items() if on_device(a)]
     if there and (here := [name for name, a in arrays.items() if a is not None and name not in there]):
         raise BackendError(
-            f"{', '.join(there)}: on a CUDA device; {', '.join(here)}: on the host. Move them to one place first."
+            f"{', '.join(there)}: on a CUDA device; {', '.join(here)}: on the host. Move them to one place"
+            " first."
         )
     return bool(there)
 
@@ -76,7 +77,7 @@ def together(x: Any, w: Array) -> None:
     if x.shape[1] != w.shape[0]:
         hint = " Pass W.T." if x.shape[1] == w.shape[1] else ""
         raise ValueError(
-            f"X of shape {x.shape} and W of shape {w.shape} do not go together: X is (N, D) and W (D, C).{hint}"
+            f"X of shape {x.shape} and W of shape {w.shape} do not go together: X is (N, D), W (D, C).{hint}"
         )
     if x.dtype != w.dtype:
         raise TypeError(f"X has dtype {x.dtype} and W {w.dtype}: convert one of them with .astype().")
@@ -135,9 +136,7 @@ def is_sparse(X: Any) -> bool:
 
 def _csr(X: Any) -> Any:
     if X.format != "csr" or X.ndim != 2:
-        raise TypeError(
-            f"X is sparse, {X.format} of shape {X.shape}: rows are taken from CSR, pass X.tocsr()."
-        )
+        raise TypeError(f"X is sparse in format {X.format}: rows are taken from CSR, so pass X.tocsr().")
     if X.dtype not in (np.float32, np.float64):
         raise TypeError(f"X is sparse of dtype {X.dtype}: convert it, for instance with .astype(np.float32).")
     return X
@@ -159,7 +158,7 @@ def wanted(want: Any, sparse: bool) -> tuple[str, ...]:
 
 
 def outputs(model: Model, want: tuple[str, ...], out: Any) -> LinearGrad:
-    """The arrays that will hold what is wanted: the caller's, checked against everyone else's, or new ones."""
+    """The arrays that will hold what is wanted: the caller's or new ones."""
     given = of_answer(out)
     (rows, features), classes = model.X.shape, model.W.shape[1]
     shapes = {"X": (rows, features), "W": (features, classes), "bias": (classes,)}

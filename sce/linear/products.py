@@ -1,4 +1,4 @@
-"""Products of matrices, and sums of products: NumPy's BLAS, and SciPy's where a product is added to a matrix."""
+"""Products of matrices, and sums of them: NumPy's BLAS, and SciPy's where a product is added to another."""
 
 from __future__ import annotations
 
