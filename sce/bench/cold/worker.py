@@ -72,9 +72,10 @@ def scaling(contestant: Contestant, task: Task) -> Figures:
 
 
 def memory(contestant: Contestant, task: Task) -> Figures:
-    """Bytes that a warm call needs beyond its inputs and what it returns. The call before is on the same shape,
-    because compilers specialise on it: it starts the threads, compiles, and touches the pages of buffers that
-    are reused.
+    """Bytes that a warm call needs beyond its inputs and what it returns.
+
+    The call before is on the same shape, because compilers specialise on it: it starts the threads, compiles,
+    and touches the pages of buffers that are reused.
     """
     run = contestant.prepare(task, inputs(task), _buffers(contestant, task, ("reused", "fresh")))
     run.call()
