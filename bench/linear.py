@@ -27,16 +27,16 @@ from sce.bench.markdown import number, table, text
 PATIENCE = 3600.0  # seconds for a process: the largest shape takes half a minute a call, some calls each
 _AGREE = 1e-3  # of the largest number of a gradient: who is further off ours is wrong
 ABOUT = """\
-Mean cross-entropy of the linear model X W, float32, without a bias, with the gradients of X and W. What limits
-it are three products of matrices, X W, G W^T and X^T G; so the scale of this page is
+Mean cross-entropy of the linear model X W, float32, without a bias, with the gradients of X and W. What
+limits it are three products of matrices, X W, G W^T and X^T G; so the scale of this page is
 
 - **over bare products**: the time of a call over that of the products alone, over the same chunks of rows,
   into memory that exists, measured in turns in the same process. X^T G is added up over the chunks by SciPy's
   BLAS (`beta=1`). Where SciPy is missing, NumPy multiplies block by block and adds; its bare products do the
   same.
 - **GFLOP/s**: 6 N D C operations over the time of a call.
-- **extra memory**: the peak of a warm call beyond its inputs and its answer, in a process of its own. What all
-  logits would take stands above each table.
+- **extra memory**: the peak of a warm call beyond its inputs and its answer, in a process of its own. What
+  all logits would take stands above each table.
 - **likelihood**: the loss alone, one product.
 
 Times are medians of alternating rounds, with their quartiles. Losses and 64 numbers of each gradient were

@@ -1,8 +1,8 @@
 """The linear model, measured: time and peak memory, each contestant in a process of its own.
 
-`measure` runs in that process (see cold/fresh.py). Its figures "gradients" and "likelihood" are seconds of loss
-and gradients, and of the loss alone; "bare ..." those of the products of matrices in them, over the same chunks
-into memory that exists; "memory of ..." what a call needs beyond its inputs and its answer.
+`measure` runs in that process (see cold/fresh.py). Its figures "gradients" and "likelihood" are seconds of
+loss and gradients, and of the loss alone; "bare ..." those of the products of matrices in them, over the same
+chunks into memory that exists; "memory of ..." what a call needs beyond its inputs and its answer.
 """
 
 from __future__ import annotations
