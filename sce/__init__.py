@@ -21,6 +21,7 @@ from .jacobian import (
     softmax_vjp,
 )
 from .second_order import hvp, loss_grad_hess
+from .linear import LinearGrad, linear_cross_entropy, linear_hvp, linear_loss_and_grad
 from .select import Decision, backends, use
 from .settings import threads
 
@@ -32,6 +33,7 @@ __all__ = [
     "Decision",
     "Evaluation",
     "LabelError",
+    "LinearGrad",
     "Problem",
     "backends",
     "binary_cross_entropy",
@@ -41,6 +43,9 @@ __all__ = [
     "evaluate",
     "explain",
     "hvp",
+    "linear_cross_entropy",
+    "linear_hvp",
+    "linear_loss_and_grad",
     "log_softmax",
     "log_softmax_jacobian",
     "log_softmax_jvp",

@@ -23,13 +23,14 @@ ARROWS = {
     "registry": {"backend"},
     "select": {"backend", "registry"},
     "functions": {"backend", "device", "layout", "checks", "problem", "select"},
+    "linear": {"backend", "device", "layout", "checks", "problem", "select", "functions", "second_order"},
     "second_order": {"backend", "problem", "select", "functions"},
     "jacobian": {"backend", "layout", "checks", "device", "problem", "select", "functions"},
     "binary": {"backend", "device", "layout", "checks", "problem", "select", "functions"},
-    "sce": {"settings", "backend", "select", "functions", "second_order", "jacobian", "binary"},  # sce/__init__.py
+    "sce": {"settings", "backend", "select", "functions", "second_order", "jacobian", "binary", "linear"},
     "machine": {"settings"},
     "strict_json": set(),
-    "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine", "strict_json"},
+    "bench": {"sce", "backend", "problem", "registry", "select", "functions", "linear", "machine", "strict_json"},
     "conformance": {"backend", "layout", "checks", "problem", "registry", "functions", "binary"},
     "cli": {
         "sce",
@@ -47,6 +48,7 @@ ARROWS = {
     "__main__": {"cli"},
 }
 OUTSIDE = {  # beside NumPy and the standard library
+    "linear": {"scipy"},  # whose BLAS adds products up; on demand, and it does without
     "cli": {"typer", "rich", "scipy", "sklearn"},
     # Peers are measured, and the machine's limit needs vector instructions.
     "bench": {
@@ -207,7 +209,7 @@ def test_choice_and_validation_happen_once() -> None:
     readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
-    public = {"functions", "second_order", "jacobian", "binary"}
+    public = {"functions", "second_order", "jacobian", "binary", "linear"}
     assert choosers <= public | {"cli", "bench"}
     assert {s.part for s in CORE if uses(s, "prepare")} <= public | {"conformance", "cli", "bench"}
 
