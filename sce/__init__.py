@@ -1,5 +1,6 @@
 """Softmax cross-entropy and its exact gradient in one fused pass, on the backend you choose."""
 
+from . import information
 from .backend import Answer, Backend, BackendError, LabelError, Problem
 from .functions import (
     Evaluation,
@@ -27,6 +28,7 @@ __all__ = [
     "cross_entropy",
     "evaluate",
     "explain",
+    "information",
     "log_softmax",
     "logsumexp",
     "loss_and_grad",

@@ -23,7 +23,8 @@ ARROWS = {
     "registry": {"backend"},
     "select": {"backend", "registry"},
     "functions": {"backend", "device", "layout", "checks", "problem", "select"},
-    "sce": {"settings", "backend", "select", "functions"},  # sce/__init__.py
+    "information": {"backend", "checks", "layout", "functions"},
+    "sce": {"settings", "backend", "select", "functions", "information"},  # sce/__init__.py
     "machine": {"settings"},
     "strict_json": set(),
     "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine", "strict_json"},
