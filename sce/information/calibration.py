@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import checks
-from ..functions import evaluate
+from sce import checks
+from sce.functions import evaluate
+
 from .rows import nonnegative, to_host, weights
 
 Vector = NDArray[np.float64]
@@ -18,7 +19,7 @@ class Reliability(NamedTuple):
     """Bins of confidence: bin b holds the rows with edges[b] < confidence <= edges[b + 1].
 
     `confidence` and `accuracy` are means over the bin's rows by weight, NaN where it holds none. A
-    reliability diagram is `accuracy` drawn over `confidence`: on the diagonal where predictions are calibrated.
+    reliability diagram is `accuracy` drawn over `confidence`: on the diagonal where they are calibrated.
     """
 
     edges: Vector  # (B + 1,), from 0 to 1
@@ -28,17 +29,19 @@ class Reliability(NamedTuple):
 
     @property
     def error(self) -> np.float64:
-        """The expected calibration error: the mean of abs(accuracy - confidence) by weight; NaN of no rows."""
+        """The expected calibration error: mean of abs(accuracy - confidence) by weight; NaN of no rows."""
         held = self.weight > 0
-        gap = np.abs(self.accuracy[held] - self.confidence[held])
-        return np.float64(np.average(gap, weights=self.weight[held]) if held.any() else np.nan)
+        return np.float64(np.average(self._gap, weights=self.weight[held]) if held.any() else np.nan)
 
     @property
     def worst(self) -> np.float64:
         """The maximum calibration error: abs(accuracy - confidence) of the worst bin; NaN of no rows."""
+        return np.float64(self._gap.max() if self._gap.size else np.nan)
+
+    @property
+    def _gap(self) -> Vector:
         held = self.weight > 0
-        gap = np.abs(self.accuracy[held] - self.confidence[held])
-        return np.float64(gap.max() if held.any() else np.nan)
+        return np.abs(self.accuracy[held] - self.confidence[held])
 
 
 def reliability(
@@ -167,7 +170,9 @@ def expected_calibration_error(
     ).error
 
 
-def _binned(confidence: Vector, correct: NDArray[np.bool_], u: Vector, bins: int, strategy: str) -> Reliability:
+def _binned(
+    confidence: Vector, correct: NDArray[np.bool_], u: Vector, bins: int, strategy: str
+) -> Reliability:
     """Sort rows into bins that are closed on the right."""
     edges = np.linspace(0, 1, bins + 1)
     if strategy == "quantile" and len(u):
@@ -175,7 +180,7 @@ def _binned(confidence: Vector, correct: NDArray[np.bool_], u: Vector, bins: int
     place = np.searchsorted(edges[1:-1], confidence, side="left")  # NaN goes last
 
     def total(value: Vector) -> Vector:
-        return np.bincount(place, weights=value, minlength=bins)
+        return np.bincount(place, weights=value, minlength=bins).astype(np.float64)  # of no rows: integers
 
     weight = total(u)
     with np.errstate(invalid="ignore"):  # 0 / 0: an empty bin has no mean

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import Array
-from ..layout import as_host, on_device
+from sce.backend import Array
+from sce.layout import as_host, on_device
 
 
 def to_host(x: Any, name: str) -> Array:
