@@ -23,7 +23,7 @@ ARROWS = {
     "registry": {"backend"},
     "select": {"backend", "registry"},
     "functions": {"backend", "device", "layout", "checks", "problem", "select"},
-    "information": {"backend", "checks", "layout", "functions"},
+    "information": {"backend", "layout", "checks", "problem", "select", "functions"},
     "sce": {"settings", "backend", "select", "functions", "information"},  # sce/__init__.py
     "machine": {"settings"},
     "strict_json": set(),
@@ -205,8 +205,9 @@ def test_choice_and_validation_happen_once() -> None:
     readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
-    assert choosers <= {"functions", "cli", "bench"}
-    assert {s.part for s in CORE if uses(s, "prepare")} <= {"functions", "conformance", "cli", "bench"}
+    assert choosers <= {"functions", "information", "cli", "bench"}
+    preparers = {s.part for s in CORE if uses(s, "prepare")}
+    assert preparers <= {"functions", "information", "conformance", "cli", "bench"}
 
 
 def test_every_part_exists() -> None:
