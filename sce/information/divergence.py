@@ -144,11 +144,11 @@ def _divergence(xp: Any, a: Any, b: Any, scale: float, p_is: str) -> Any:
         a, b, scale = xp.log(a), b / scale, 1.0
     first = xp.argmax(a, axis=-1, keepdims=True)  # t, a class that p has most of
     a_t, b_t = take(a, first, -1), take(b, first, -1)
-    gone = a == -xp.inf  # p_k is 0, and so is its term but for q_k
     near, err = _difference(a, a_t)
-    e = xp.where(gone, 0.0, xp.exp(near / scale) * (1 + err / scale))
+    e = xp.where(a == -xp.inf, 0.0, xp.exp(near / scale) * (1 + err / scale))
     total = xp.sum(e, axis=-1, keepdims=True)
     p = e / total
+    gone = p == 0  # nothing is left of its term but q_k
 
     # log(q_k / p_k) - log(q_t / p_t), exact but for the last rounding: the logits' own large parts go first.
     (d, low), (d_t, low_t) = _difference(b, a), _difference(b_t, a_t)
@@ -164,7 +164,7 @@ def _divergence(xp: Any, a: Any, b: Any, scale: float, p_is: str) -> Any:
     top = xp.amax(log_q, axis=-1)
     far = top + xp.log(xp.sum(xp.exp(log_q - top[..., None]), axis=-1))  # D > 1: nothing cancels
     found = xp.where(top > 1, far, xp.log1p(xp.sum(small, axis=-1)))
-    found = xp.where(xp.any((b == -xp.inf) & ~gone, axis=-1), xp.inf, found)
+    found = xp.where(xp.any((b == -xp.inf) & (a > -xp.inf), axis=-1), xp.inf, found)
     sound = xp.isfinite(xp.amax(a, axis=-1)) & xp.isfinite(xp.amax(b, axis=-1))
     return xp.where(sound, found, xp.nan)
 
