@@ -144,8 +144,8 @@ def _divergence(xp: Any, a: Any, b: Any, scale: float, p_is: str) -> Any:
         a, b, scale = xp.log(a), b / scale, 1.0
     first = xp.argmax(a, axis=-1, keepdims=True)  # t, a class that p has most of
     a_t, b_t = take(a, first, -1), take(b, first, -1)
-    near, err = _difference(a, a_t)
-    e = xp.where(a == -xp.inf, 0.0, xp.exp(near / scale) * (1 + err / scale))
+    d, err = _difference(a, a_t)
+    e = xp.where(a == -xp.inf, 0.0, xp.exp(d / scale) * (1 + err / scale))
     total = xp.sum(e, axis=-1, keepdims=True)
     p = e / total
     gone = p == 0  # nothing is left of its term but q_k
@@ -156,14 +156,14 @@ def _divergence(xp: Any, a: Any, b: Any, scale: float, p_is: str) -> Any:
     ratio = xp.where(gone | (b == -xp.inf), 0.0, (ratio + (err + (low - low_t))) / scale)
     mean = xp.sum(p * ratio, axis=-1, keepdims=True)
     c = ratio - mean
-    log_q = (b - b_t) / scale - xp.log(total) - mean  # less log q: u_k = log q_k + D = log p_k + c_k
+    u = (b - b_t) / scale - xp.log(total) - mean  # log p_k + c_k = log q_k + D, with p_k = 0, too
 
-    capped = xp.exp(xp.where(log_q > 1, 1.0, log_q))
-    small = xp.where(c > 1, capped - p * (1 + c), p * _excess(xp, xp.where(c > 1, 1.0, c)))
-    small = xp.where(gone, capped, small)
-    top = xp.amax(log_q, axis=-1)
-    far = top + xp.log(xp.sum(xp.exp(log_q - top[..., None]), axis=-1))  # D > 1: nothing cancels
-    found = xp.where(top > 1, far, xp.log1p(xp.sum(small, axis=-1)))
+    grown = xp.exp(xp.where(u > 1, 1.0, u))  # p_k exp(c_k)
+    near = xp.where(c > 1, grown - p * (1 + c), p * _excess(xp, xp.where(c > 1, 1.0, c)))
+    near = xp.log1p(xp.sum(xp.where(gone, grown, near), axis=-1))
+    top = xp.amax(u, axis=-1)
+    far = top + xp.log(xp.sum(xp.exp(u - top[..., None]), axis=-1))  # D > 1, and nothing cancels
+    found = xp.where(top > 1, far, near)
     found = xp.where(xp.any((b == -xp.inf) & (a > -xp.inf), axis=-1), xp.inf, found)
     sound = xp.isfinite(xp.amax(a, axis=-1)) & xp.isfinite(xp.amax(b, axis=-1))
     return xp.where(sound, found, xp.nan)
