@@ -12,6 +12,7 @@ from .functions import (
     loss_and_grad,
     softmax,
 )
+from .linear import LinearGrad, linear_cross_entropy, linear_hvp, linear_loss_and_grad
 from .select import Decision, backends, use
 from .settings import threads
 
@@ -23,12 +24,16 @@ __all__ = [
     "Decision",
     "Evaluation",
     "LabelError",
+    "LinearGrad",
     "Problem",
     "backends",
     "cross_entropy",
     "evaluate",
     "explain",
     "information",
+    "linear_cross_entropy",
+    "linear_hvp",
+    "linear_loss_and_grad",
     "log_softmax",
     "logsumexp",
     "loss_and_grad",

@@ -23,11 +23,22 @@ ARROWS = {
     "registry": {"backend"},
     "select": {"backend", "registry"},
     "functions": {"backend", "device", "layout", "checks", "problem", "select"},
+    "linear": {"backend", "device", "layout", "checks", "problem", "select", "functions"},
     "information": {"backend", "layout", "checks", "problem", "select", "functions"},
-    "sce": {"settings", "backend", "select", "functions", "information"},  # sce/__init__.py
+    "sce": {"settings", "backend", "select", "functions", "linear", "information"},  # sce/__init__.py
     "machine": {"settings"},
     "strict_json": set(),
-    "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine", "strict_json"},
+    "bench": {
+        "sce",
+        "backend",
+        "problem",
+        "registry",
+        "select",
+        "functions",
+        "linear",
+        "machine",
+        "strict_json",
+    },
     "conformance": {"backend", "layout", "checks", "problem", "registry", "functions"},
     "cli": {
         "sce",
@@ -45,6 +56,7 @@ ARROWS = {
     "__main__": {"cli"},
 }
 OUTSIDE = {  # beside NumPy and the standard library
+    "linear": {"scipy"},  # whose BLAS adds products up; on demand, and it does without
     "cli": {"typer", "rich", "scipy", "sklearn"},
     # Peers are measured, and the machine's limit needs vector instructions.
     "bench": {
@@ -205,9 +217,9 @@ def test_choice_and_validation_happen_once() -> None:
     readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
-    assert choosers <= {"functions", "information", "cli", "bench"}
+    assert choosers <= {"functions", "linear", "information", "cli", "bench"}
     preparers = {s.part for s in CORE if uses(s, "prepare")}
-    assert preparers <= {"functions", "information", "conformance", "cli", "bench"}
+    assert preparers <= {"functions", "linear", "information", "conformance", "cli", "bench"}
 
 
 def test_every_part_exists() -> None:

@@ -29,9 +29,10 @@ def fit(features: Any, labels: Any, classes: int, *, l2: float = 0.0, **options:
 
     def objective(flat: Any) -> tuple[float, Any]:
         weight, intercept = np.split(flat.reshape(shape), [-1])
-        loss, grad = sce.loss_and_grad(x @ weight + intercept, labels, **options)
-        back = np.vstack([x.T @ grad + 2 * l2 * weight, grad.sum(axis=0)])
-        return float(loss) + l2 * float((weight**2).sum()), back.reshape(-1)
+        loss, grad = sce.linear_loss_and_grad(
+            x, weight, labels, bias=intercept[0], l2=l2, want=("W", "bias"), **options
+        )
+        return float(loss), np.vstack([grad.W, grad.bias]).reshape(-1)
 
     found = minimize(
         objective,

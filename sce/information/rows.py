@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sce import checks
-from sce.backend import Array
-from sce.layout import as_host, on_device
+from sce.backend import DTYPES, Array
+from sce.layout import as_host, dtype_name, on_device
 
 Reduction: TypeAlias = Literal["none", "sum", "mean"]
 
@@ -77,13 +77,12 @@ def weights(
 
 
 def nonnegative(name: str, value: Any) -> None:
-    """Weights that are shares of something: what else is wrong with them, `sce.evaluate` says."""
+    """Shares and probabilities: what else may be wrong with them is for others to say."""
     if value is None:
         return
     w = to_host(value, name)
-    if w.dtype.kind in "if" and (w < 0).any():
+    if (w.dtype.kind == "i" or dtype_name(w.dtype) in DTYPES) and (w < 0).any():
         at = tuple(int(i) for i in np.unravel_index(int(np.argmax(w < 0)), w.shape))
         raise ValueError(
-            f"{name} must not be negative here, where it is a share of the rows:"
-            f" it holds {w[at]} at position {at[0] if len(at) == 1 else at}."
+            f"{name} must not be negative here: it holds {w[at]} at position {at[0] if len(at) == 1 else at}."
         )
