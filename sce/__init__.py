@@ -1,5 +1,6 @@
 """Softmax cross-entropy and its exact gradient in one fused pass, on the backend you choose."""
 
+from . import information
 from .backend import Answer, Backend, BackendError, LabelError, Problem
 from .binary import binary_cross_entropy, binary_loss_and_grad, binary_loss_grad_hess
 from .functions import (
@@ -43,6 +44,7 @@ __all__ = [
     "evaluate",
     "explain",
     "hvp",
+    "information",
     "linear_cross_entropy",
     "linear_hvp",
     "linear_loss_and_grad",

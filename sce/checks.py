@@ -401,6 +401,14 @@ def _share(a: Array, b: Array) -> bool:
         return True  # too entangled to tell: refuse
 
 
+def integer(name: str, value: Any, *, low: int) -> int:
+    """An integer of at least `low`."""
+    k = _integer(name, value)
+    if k < low:
+        raise ValueError(f"{name} must be at least {low}, got {k}.")
+    return k
+
+
 def _integer(name: str, value: Any) -> int:
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer, got {value!r}.")

@@ -504,3 +504,43 @@ def test_binary_arrays_in_two_orders_are_refused_on_a_device():
         sce.binary_loss_and_grad(x, y, backend=PLACED)
     with pytest.raises(sce.BackendError, match=r"logits: on a CUDA device; target: on the host"):
         sce.binary_loss_and_grad(x, y.memory, backend=PLACED)
+
+
+class Fetched(Placed):
+    """One that can be copied to the host when asked, as CuPy's `get` does, and made from a host array."""
+
+    def get(self):
+        return self.memory.copy()
+
+    def __array_namespace__(self):
+        made = super().__array_namespace__()
+        made.empty = lambda shape, dtype, device: Fetched(poisoned(shape, dtype))
+        made.asarray = lambda x, device: Fetched(np.array(x))
+        return made
+
+
+def test_information_of_arrays_on_a_device():
+    x = (3 * rng.normal(size=(40, 6))).astype("f4")
+    y = np.where(np.arange(40) % 2, x.argmax(axis=1), rng.integers(0, 6, 40))
+    y[:4] = -1
+    u = rng.uniform(0, 1, 40)
+    there = {"sample_weight": Fetched(u), "ignore_index": -1, "backend": PLACED}
+    here = {"sample_weight": u, "ignore_index": -1, "backend": "reference"}
+    for name in ("perplexity", "bits_per_token", "expected_calibration_error", "mutual_information"):
+        function = getattr(sce.information, name)
+        got = function(Fetched(x), Fetched(y), **there)
+        assert got == pytest.approx(function(x, y, **here), rel=1e-5), name
+        assert isinstance(got, np.float64)
+    rows = sce.information.entropy(Fetched(x), backend=PLACED)
+    assert isinstance(rows, Fetched)  # stays there
+    np.testing.assert_allclose(rows.memory, sce.information.entropy(x, backend="reference"), rtol=1e-5)
+    mean = sce.information.entropy(Fetched(x), reduction="mean", sample_weight=Fetched(u), backend=PLACED)
+    assert mean == pytest.approx(sce.information.entropy(x, reduction="mean", sample_weight=u), rel=1e-5)
+
+
+def test_divergence_needs_arithmetic_on_the_device():
+    x = Fetched(np.zeros((2, 3), "f4"))
+    with pytest.raises(sce.BackendError, match=r"Fetched has no arithmetic of its own: pass what CuPy"):
+        sce.information.kl_divergence(x, x)
+    with pytest.raises(sce.BackendError, match="p and logits are not in one place"):
+        sce.information.kl_divergence(x, x.memory)

@@ -27,7 +27,10 @@ ARROWS = {
     "second_order": {"backend", "problem", "select", "functions"},
     "jacobian": {"backend", "layout", "checks", "device", "problem", "select", "functions"},
     "binary": {"backend", "device", "layout", "checks", "problem", "select", "functions"},
-    "sce": {"settings", "backend", "select", "functions", "second_order", "jacobian", "binary", "linear"},
+    "information": {"backend", "layout", "checks", "problem", "select", "functions"},
+    "sce": {
+        "settings", "backend", "select", "functions", "second_order", "jacobian", "binary", "linear", "information",
+    },  # fmt: skip
     "machine": {"settings"},
     "strict_json": set(),
     "bench": {"sce", "backend", "problem", "registry", "select", "functions", "linear", "machine", "strict_json"},
@@ -209,7 +212,7 @@ def test_choice_and_validation_happen_once() -> None:
     readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
-    public = {"functions", "second_order", "jacobian", "binary", "linear"}
+    public = {"functions", "second_order", "jacobian", "binary", "linear", "information"}
     assert choosers <= public | {"cli", "bench"}
     assert {s.part for s in CORE if uses(s, "prepare")} <= public | {"conformance", "cli", "bench"}
 
