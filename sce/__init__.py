@@ -11,6 +11,7 @@ from .functions import (
     loss_and_grad,
     softmax,
 )
+from .linear import LinearGrad, linear_cross_entropy, linear_hvp, linear_loss_and_grad
 from .select import Decision, backends, use
 from .settings import threads
 
@@ -22,11 +23,15 @@ __all__ = [
     "Decision",
     "Evaluation",
     "LabelError",
+    "LinearGrad",
     "Problem",
     "backends",
     "cross_entropy",
     "evaluate",
     "explain",
+    "linear_cross_entropy",
+    "linear_hvp",
+    "linear_loss_and_grad",
     "log_softmax",
     "logsumexp",
     "loss_and_grad",

@@ -293,38 +293,38 @@ def loss_dtype(logits: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if logits.itemsize == 8 else np.float32)
 
 
-def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...]) -> None:
+def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...], name: str = "out") -> None:
     """An array that can be written to, of exactly this shape and one of these dtypes."""
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"out must be a NumPy array, got {type(value).__name__}: pass its NumPy view, if it has one"
+            f"{name} must be a NumPy array, got {type(value).__name__}: pass its NumPy view, if it has one"
             " (np.asarray(x), x.numpy())."
         )
     if value.shape != shape:
-        raise ValueError(f"out has shape {value.shape}; it must have {shape}.")
+        raise ValueError(f"{name} has shape {value.shape}; it must have {shape}.")
     if value.dtype not in dtypes or not value.dtype.isnative:
         names = " or ".join(d.name for d in dtypes)
-        raise TypeError(f"out has dtype {value.dtype}; it must have {names}, in native byte order.")
+        raise TypeError(f"{name} has dtype {value.dtype}; it must have {names}, in native byte order.")
     if not value.flags.writeable:
-        raise ValueError("out is read-only: pass an array that can be written to.")
+        raise ValueError(f"{name} is read-only: pass an array that can be written to.")
     if not value.flags.aligned:
-        raise ValueError("out is not aligned to its dtype: pass an array that np.empty made.")
+        raise ValueError(f"{name} is not aligned to its dtype: pass an array that np.empty made.")
     if value.size == 0:
         return
     reach = 0  # bytes spanned by the axes seen so far, from the tightest stride outwards
     for stride, n in sorted((abs(s), n) for s, n in zip(value.strides, value.shape, strict=True) if n > 1):
         if stride < max(reach, value.itemsize):
-            raise ValueError("out overlaps itself: several of its elements share memory.")
+            raise ValueError(f"{name} overlaps itself: several of its elements share memory.")
         reach = stride * (n - 1) + max(reach, value.itemsize)
 
 
-def overlap(out: Array, inputs: dict[str, Array], in_place: str | None = None) -> None:
+def overlap(out: Array, inputs: dict[str, Array], in_place: str | None = None, name: str = "out") -> None:
     """`out` shares memory with no input, unless it is exactly the one that may be worked on in place."""
-    for name, x in inputs.items():
-        if not _share(out, x) or (name == in_place and _same(out, x)):
+    for other, x in inputs.items():
+        if not _share(out, x) or (other == in_place and _same(out, x)):
             continue
-        how = f"pass out={name} itself, or separate memory" if name == in_place else "pass separate memory"
-        raise ValueError(f"out overlaps {name}, which would be overwritten while it is read: {how}.")
+        how = f"pass out={other} itself, or separate memory" if other == in_place else "pass separate memory"
+        raise ValueError(f"{name} overlaps {other}, which would be overwritten while it is read: {how}.")
 
 
 def _same(a: Array, b: Array) -> bool:
