@@ -4,7 +4,9 @@ try:
     import scipy
     import sklearn
 except ImportError as exc:
-    raise ImportError(f"sce.sklearn needs scikit-learn and SciPy ({exc}): pip install 'sce[sklearn]'.") from exc
+    raise ImportError(
+        f"sce.sklearn needs scikit-learn and SciPy ({exc}): pip install 'sce[sklearn]'."
+    ) from exc
 
 from .estimator import SoftmaxRegression
 

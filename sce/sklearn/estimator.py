@@ -132,7 +132,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         max_iter: int = 100,
         class_weight: dict[Any, float] | Literal["balanced"] | None = None,
         label_smoothing: float = 0.0,
-        batch_size: int = 256,
+        batch_size: int | Literal["auto"] = "auto",
         learning_rate: float | Literal["auto"] = "auto",
         momentum: float = 0.9,
         warm_start: bool = False,
@@ -199,7 +199,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             )
         first = not hasattr(self, "coef_")
         if first and classes is None:
-            raise ValueError("classes must be passed on the first call to partial_fit: all labels there will be.")
+            raise ValueError(
+                "classes must be passed on the first call to partial_fit: all labels there will be."
+            )
         known = np.unique(classes) if first else self.classes_
         if not first and classes is not None and not np.array_equal(np.unique(classes), known):
             raise ValueError(f"classes={classes!r} is not what the first call said: {known!r}.")
@@ -232,7 +234,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         def slope(beta: float) -> float:
             """The derivative of the mean loss by 1 / T: the sum of z (p - y)."""
             _, grad = sce.loss_and_grad(
-                z, rows.y, sample_weight=rows.weight, temperature=1 / beta, validate=False, backend=self.backend
+                z,
+                rows.y,
+                sample_weight=rows.weight,
+                temperature=1 / beta,
+                validate=False,
+                backend=self.backend,
             )
             return float(np.vdot(z, grad)) / beta
 
@@ -364,10 +371,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return np.column_stack([np.zeros_like(z), z]) if z.ndim == 1 else z
 
     def _steps(self, objective: Objective) -> dict[str, Any]:
-        rate = self.learning_rate
+        size, rate = self.batch_size, self.learning_rate
+        if size == "auto":  # an epoch of a few dozen steps at least: it is what the steps shrink by
+            size = min(256, max(1, objective.rows // 32))
         if rate == "auto":
-            rate = solvers.stable_rate(objective, self.batch_size)
-        return {"batch_size": self.batch_size, "momentum": self.momentum, "rate": rate}
+            rate = solvers.stable_rate(objective, size)
+        return {"batch_size": size, "momentum": self.momentum, "rate": rate}
 
     def _advice(self, trace: solvers.Trace) -> str:
         if self.solver == "sgd":
@@ -388,7 +397,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         parameters.real("label_smoothing", self.label_smoothing, 0, 1, ends="[]")
         parameters.real("momentum", self.momentum, 0, 1, ends="[)")
         parameters.integer("max_iter", self.max_iter, 1)
-        parameters.integer("batch_size", self.batch_size, 1)
+        if self.batch_size != "auto":
+            parameters.integer("batch_size", self.batch_size, 1)
         parameters.integer("verbose", self.verbose, 0)
         parameters.switch("fit_intercept", self.fit_intercept)
         parameters.switch("warm_start", self.warm_start)

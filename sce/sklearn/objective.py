@@ -1,21 +1,19 @@
-"""What a fit minimises, and the coordinates in which that is easy."""
+"""What a fit minimises: the penalised mean loss, its derivatives, and how it is curved."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.linalg import cholesky, solve_triangular
 
 import sce
 
 Floats = NDArray[Any]
 
-_DENSE = 1024  # features; with more, coordinates are scaled one by one: a factorisation would cost too much
-_ROWS = 8  # per feature: as many rows tell the curvature well enough
-_RIDGE = 1e-10  # keeps the factor of a singular curvature (collinear or constant features) finite
+_ROWS = 8  # per parameter of a class: as many rows tell the curvature well enough
+_POWER = 20  # steps of the power iteration that finds the largest curvature
 
 
 class Objective:
@@ -23,7 +21,7 @@ class Objective:
 
     The parameters are one float64 array of shape (D + 1, C): a column per class, the intercepts b in the last
     row; (D, C) without intercept. X (N, D) is dense or CSR, y (N,) holds indices, u (N,) is positive or None.
-    The product with X is done in the dtype of X, all else in float64.
+    F is computed in the dtype of X.
     """
 
     def __init__(
@@ -57,141 +55,92 @@ class Objective:
     def _value(
         self, w: Floats, x: Any, y: Any, weight: Floats | None, denominator: float
     ) -> tuple[float, Floats]:
-        z = self.logits(w, x)
-        loss, _ = sce.loss_and_grad(
-            z,
+        coef, bias = self._split(w)
+        grad = np.empty(self.shape, x.dtype)
+        loss, _ = sce.linear_loss_and_grad(
+            x,
+            coef,
             y,
+            bias=bias,
+            l2=self.ridge / 2,
             sample_weight=weight,
             label_smoothing=self.label_smoothing,
             denominator=denominator,
-            out=z,
+            want=("W", "bias"),
+            out=sce.LinearGrad(None, *self._split(grad)),
             validate=False,
             backend=self.backend,
         )
-        grad = self._pulled(x, z)
-        pull = self.ridge * w[: self.features]
-        grad[: self.features] += pull
-        return float(loss) + 0.5 * float(np.vdot(w[: self.features], pull)), grad
+        return float(loss), grad.astype(np.float64, copy=False)
 
-    def curvature(self, w: Floats) -> Any:
-        """The Hessian of F at w, as a function of a direction v: H v."""
-        p = sce.softmax(self.logits(w, self.x), backend=self.backend)
-        share = self._share(self.weight)
+    def curvature(self, w: Floats, v: Floats) -> Floats:
+        """H v, where H is the Hessian of F at w."""
+        (coef, bias), (along, along_bias) = self._split(w), self._split(v)
+        found = np.empty(self.shape, self.x.dtype)
+        sce.linear_hvp(
+            self.x,
+            coef,
+            self.y,
+            along,
+            bias=bias,
+            v_bias=along_bias,
+            l2=self.ridge / 2,
+            sample_weight=self.weight,
+            denominator=self.total,
+            out=sce.LinearGrad(None, *self._split(found)),
+            validate=False,
+            backend=self.backend,
+        )
+        return found.astype(np.float64, copy=False)
 
-        def times(v: Floats) -> Floats:
-            u = self.logits(v, self.x)
-            u -= np.einsum("ij,ij->i", p, u)[:, None]
-            u *= p
-            u *= share
-            found = self._pulled(self.x, u)
-            found[: self.features] += self.ridge * v[: self.features]
-            return found
+    def _split(self, w: Floats) -> tuple[Floats, Floats | None]:
+        """W (D, C) and b (C,) or None, in the dtype of X: views of w, where it has that dtype."""
+        w = w.astype(self.x.dtype, copy=False)
+        return w[: self.features], w[-1] if self.intercept else None
 
-        return times
+    def spread(self, w: Floats) -> tuple[Any, Floats]:
+        """Some rows of X, evenly spaced, and how much the loss of each bends at w: shares of F's Hessian.
 
-    def logits(self, w: Floats, x: Any) -> Floats:
-        w = w.astype(x.dtype, copy=False)
-        z: Floats = x @ w[: self.features]
-        if self.intercept:
-            z += w[-1]
-        return z
-
-    def _pulled(self, x: Any, dz: Floats) -> Floats:
-        """What a derivative by the logits is by the parameters."""
-        grad = np.empty(self.shape)
-        grad[: self.features] = x.T @ dz
-        if self.intercept:
-            dz.sum(axis=0, dtype=np.float64, out=grad[-1])
-        return grad
-
-    def _share(self, weight: Floats | None) -> Any:
-        """What a row counts in the mean."""
-        return 1 / self.total if weight is None else (weight / self.total)[:, None].astype(self.x.dtype)
-
-    def scaling(self, w: Floats) -> Scaling:
-        """Coordinates in which the Hessian at w is near the identity.
-
-        Row i adds u_i (diag(p_i) - p_i p_i^T) (x) x_i x_i^T to it. With the first factor replaced by the mean of
-        its C - 1 eigenvalues that are not 0, (1 - |p_i|^2) / (C - 1), what is left is one matrix (D + 1, D + 1)
-        for all classes. At w = 0 nothing is lost by that. An evenly spaced part of the rows suffices.
+        Row i adds u_i (diag(p_i) - p_i p_i^T) (x) x_i x_i^T to that. Its first factor has C - 1 eigenvalues
+        that are not 0, of mean (1 - |p_i|^2) / (C - 1); at w = 0 all of them are alike.
         """
-        size, classes = self.shape
-        step = max(1, self.rows // (_ROWS * size))
-        x = self.x[::step]
-        p = sce.softmax(self.logits(w, x), backend=self.backend)
-        h = (1 - np.einsum("ij,ij->i", p, p, dtype=np.float64)) / (classes - 1)
-        h = np.maximum(h, np.finfo(np.float64).eps)  # a row beyond doubt still has a direction
-        weight = None if self.weight is None else self.weight[::step]
-        h *= 1 / len(h) if weight is None else weight / weight.sum()
-        if sparse.issparse(x):
-            x = x.astype(np.float64)
-            scaled = x.multiply(h[:, None]).tocsr()
-        else:
-            x = x.astype(np.float64, copy=False)
-            scaled = x * h[:, None]
-        if size > _DENSE:
-            squares = x.multiply(scaled).sum(axis=0) if sparse.issparse(x) else (x * scaled).sum(axis=0)
-            diagonal = np.append(np.asarray(squares).ravel() + self.ridge, h.sum())[:size]
-            return Scaling(_positive(diagonal) ** -0.5)
-        matrix = np.empty((size, size))
-        gram = scaled.T @ x
-        matrix[: self.features, : self.features] = gram.toarray() if sparse.issparse(gram) else gram
-        matrix[np.arange(self.features), np.arange(self.features)] += self.ridge
-        if self.intercept:
-            matrix[-1, : self.features] = matrix[: self.features, -1] = x.T @ h
-            matrix[-1, -1] = h.sum()
-        d = _positive(matrix.diagonal()) ** -0.5
-        matrix *= d
-        matrix *= d[:, None]
-        matrix[np.arange(size), np.arange(size)] += _RIDGE
-        lower = cholesky(matrix, lower=True, check_finite=False)
-        inverse = solve_triangular(lower, np.eye(size), lower=True, check_finite=False)
-        return Scaling(d, lower, np.ascontiguousarray(inverse.T))
+        x, weight = self._some()
+        coef, bias = self._split(w)
+        z = x @ coef
+        if bias is not None:
+            z += bias
+        p = sce.softmax(z, out=z, backend=self.backend)
+        bend = (1 - np.einsum("ij,ij->i", p, p, dtype=np.float64)) / (self.shape[1] - 1)
+        bend = np.maximum(bend, np.finfo(np.float64).eps)  # a row beyond doubt still has a direction
+        return x.astype(np.float64, copy=False), bend * weight / weight.sum()
 
-
-    def largest_curvatures(self, steps: int) -> tuple[float, float]:
-        """Bounds of the largest eigenvalue of the Hessian: of F, and of the worst row's part alone.
+    def largest_curvatures(self) -> tuple[float, float]:
+        """Bounds of the largest eigenvalue of the Hessian: of F, and of N times the worst row's part of F.
 
         diag(p) - p p^T has no eigenvalue above 1/2. What X adds is found by power iteration on some rows.
         """
+        x, weight = self._some()
+        v, mean = np.ones(self.shape[0]), 0.0
+        for _ in range(_POWER):
+            v /= np.linalg.norm(v) or 1.0
+            along = x @ v[: self.features] + (v[-1] if self.intercept else 0.0)
+            along *= weight / weight.sum()
+            v = np.append(x.T @ along, along.sum())[: self.shape[0]]
+            mean = float(np.linalg.norm(v))
+        rows = _squares(self.x) + self.intercept
+        if self.weight is not None:
+            rows *= self.weight * (self.rows / self.total)
+        return mean / 2 + self.ridge, float(rows.max()) / 2 + self.ridge
+
+    def _some(self) -> tuple[Any, Floats]:
+        """Evenly spaced rows, enough to tell the curvature by, and their weights."""
         step = max(1, self.rows // (_ROWS * self.shape[0]))
         x = self.x[::step]
-        weight = np.ones(x.shape[0]) if self.weight is None else self.weight[::step]
-        v, largest = np.ones(self.shape[0]), 0.0
-        for _ in range(steps):
-            v /= np.linalg.norm(v) or 1.0
-            xv = x @ v[: self.features] + (v[-1] if self.intercept else 0.0)
-            xv *= weight / weight.sum()
-            v = np.append(x.T @ xv, xv.sum())[: self.shape[0]]
-            largest = float(np.linalg.norm(v))
-        squares = self.x.multiply(self.x).sum(axis=1) if sparse.issparse(self.x) else np.square(self.x).sum(axis=1)
-        rows = np.asarray(squares, dtype=np.float64).ravel() + self.intercept
-        if self.weight is not None:
-            rows = rows * self.weight * (self.rows / self.total)
-        return largest / 2 + self.ridge, float(rows.max()) / 2 + self.ridge
+        return x, np.ones(x.shape[0]) if self.weight is None else self.weight[::step]
 
 
-class Scaling(NamedTuple):
-    """w = d * (L^-T v): parameters w, easy coordinates v. Without L, each coordinate is scaled alone."""
-
-    d: Floats  # (D + 1,)
-    lower: Floats | None = None  # L
-    inverse: Floats | None = None  # L^-T
-
-    def parameters(self, v: Floats) -> Floats:
-        w = v if self.inverse is None else self.inverse @ v
-        return self.d[:, None] * w
-
-    def coordinates(self, w: Floats) -> Floats:
-        v = w / self.d[:, None]
-        return v if self.lower is None else self.lower.T @ v
-
-    def gradient(self, grad: Floats) -> Floats:
-        """By the coordinates, of one by the parameters."""
-        g = self.d[:, None] * grad
-        return g if self.inverse is None else self.inverse.T @ g
-
-
-def _positive(diagonal: Floats) -> Floats:
-    """A feature that is 0 throughout, unpenalised, has no scale: 1."""
-    return np.where(diagonal > 0, diagonal, 1.0)
+def _squares(x: Any) -> Floats:
+    """The sum of squares of each row."""
+    if sparse.issparse(x):
+        return np.asarray(x.multiply(x).sum(axis=1), np.float64).ravel()
+    return np.einsum("ij,ij->i", x, x, dtype=np.float64)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import minimize
 
-from .objective import Floats, Objective, Scaling
+from .objective import Floats, Objective
+from .scaling import Scaling, scaling
 
 _ROUND = 10  # steps of L-BFGS in the first coordinates; each round doubles it
 _INNER = 200  # conjugate gradients of one step of Newton's method
@@ -16,7 +17,6 @@ _LEAST = 64 * np.finfo(np.float64).eps  # a relative fall of the objective that 
 _FALL = 1e-4  # of what the slope promises, to accept a step (Armijo)
 _PATIENCE = 5  # epochs without a lower loss, after which the steps of mini-batches shrink
 _SHRINK, _SMALLEST = 5.0, 1e-2  # by how much, and down to which share of the first
-_POWER = 20  # steps of the power iteration that finds the largest curvature
 
 
 class Trace:
@@ -64,15 +64,15 @@ def lbfgs(objective: Objective, w: Floats, trace: Trace) -> Floats:
     trace.start(loss, grad)
     length, stalls = _ROUND, 0
     while not trace.over and stalls < 2:
-        scaling = objective.scaling(w)
+        easy = scaling(objective, w)
         seen = loss, grad, w
 
-        def value(flat: Floats, scaling: Scaling = scaling) -> tuple[float, Floats]:
+        def value(flat: Floats, easy: Scaling = easy) -> tuple[float, Floats]:
             nonlocal seen
-            at = scaling.parameters(flat.reshape(objective.shape))
+            at = easy.parameters(flat.reshape(objective.shape))
             loss, grad = objective(at)
             seen = loss, grad, at
-            return loss, scaling.gradient(grad).ravel()
+            return loss, easy.gradient(grad).ravel()
 
         def stepped(_: Floats) -> None:
             nonlocal w
@@ -84,7 +84,7 @@ def lbfgs(objective: Objective, w: Floats, trace: Trace) -> Floats:
         try:
             found = minimize(
                 value,
-                scaling.coordinates(w).ravel(),
+                easy.coordinates(w).ravel(),
                 jac=True,
                 method="L-BFGS-B",
                 callback=stepped,
@@ -105,21 +105,21 @@ def newton_cg(objective: Objective, w: Floats, trace: Trace) -> Floats:
     trace.start(loss, grad)
     noise = 16 * float(np.finfo(objective.x.dtype).eps)
     while not trace.over:
-        scaling = objective.scaling(w)
-        times = objective.curvature(w)
-        step = scaling.parameters(
-            _conjugate_gradients(
-                lambda v, s=scaling, h=times: s.gradient(h(s.parameters(v))),
-                -scaling.gradient(grad),
-            )
-        )
+        easy = scaling(objective, w)
+
+        def times(v: Floats, w: Floats = w, easy: Scaling = easy) -> Floats:
+            return easy.gradient(objective.curvature(w, easy.parameters(v)))
+
+        step = easy.parameters(_conjugate_gradients(times, -easy.gradient(grad)))
         slope, length = float(np.vdot(grad, step)), 1.0
         while length > 1e-10:
             at = w + length * step
             ahead, grad_ahead = objective(at)
             falls = ahead <= loss + _FALL * length * slope
             # Next to the minimum rounding hides the fall of the loss: there a smaller slope will do.
-            hidden = abs(ahead - loss) <= noise * abs(loss) and abs(np.vdot(grad_ahead, step)) <= 0.9 * abs(slope)
+            hidden = abs(ahead - loss) <= noise * abs(loss) and abs(np.vdot(grad_ahead, step)) <= 0.9 * abs(
+                slope
+            )
             if falls or hidden:
                 break
             length /= 2
@@ -188,7 +188,7 @@ def stable_rate(objective: Objective, batch_size: int) -> float:
     above 1/2.
     """
     n, b = objective.rows, min(batch_size, objective.rows)
-    mean, row = objective.largest_curvatures(_POWER)
+    mean, row = objective.largest_curvatures()
     smooth = row if n == 1 else (n * (b - 1) * mean + (n - b) * row) / (b * (n - 1))
     return 1 / smooth
 
@@ -206,9 +206,7 @@ def sgd(
     """Epochs of mini-batches. Where the loss falls by less than tol for five, the steps shrink, until tiny."""
     velocity, best, idle, share = np.zeros_like(w), math.inf, 0, 1.0
     while not trace.over:
-        loss = epoch(
-            objective, w, velocity, rng, batch_size=batch_size, momentum=momentum, rate=share * rate
-        )
+        loss = epoch(objective, w, velocity, rng, batch_size=batch_size, momentum=momentum, rate=share * rate)
         if not math.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss} in epoch {trace.steps + 1}: the steps of {share * rate:.3g} are too large."
