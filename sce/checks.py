@@ -318,13 +318,13 @@ def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...], n
         reach = stride * (n - 1) + max(reach, value.itemsize)
 
 
-def overlap(out: Array, inputs: dict[str, Array], in_place: str | None = None, name: str = "out") -> None:
+def overlap(out: Array, inputs: dict[str, Array], in_place: str | None = None) -> None:
     """`out` shares memory with no input, unless it is exactly the one that may be worked on in place."""
-    for other, x in inputs.items():
-        if not _share(out, x) or (other == in_place and _same(out, x)):
+    for name, x in inputs.items():
+        if not _share(out, x) or (name == in_place and _same(out, x)):
             continue
-        how = f"pass out={other} itself, or separate memory" if other == in_place else "pass separate memory"
-        raise ValueError(f"{name} overlaps {other}, which would be overwritten while it is read: {how}.")
+        how = f"pass out={name} itself, or separate memory" if name == in_place else "pass separate memory"
+        raise ValueError(f"out overlaps {name}, which would be overwritten while it is read: {how}.")
 
 
 def _same(a: Array, b: Array) -> bool:

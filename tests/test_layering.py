@@ -23,7 +23,8 @@ ARROWS = {
     "registry": {"backend"},
     "select": {"backend", "registry"},
     "functions": {"backend", "device", "layout", "checks", "problem", "select"},
-    "sce": {"settings", "backend", "select", "functions"},  # sce/__init__.py
+    "linear": {"backend", "device", "layout", "checks", "problem", "select", "functions"},
+    "sce": {"settings", "backend", "select", "functions", "linear"},  # sce/__init__.py
     "machine": {"settings"},
     "strict_json": set(),
     "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine", "strict_json"},
@@ -44,6 +45,7 @@ ARROWS = {
     "__main__": {"cli"},
 }
 OUTSIDE = {  # beside NumPy and the standard library
+    "linear": {"scipy"},  # whose BLAS adds products up; on demand, and it does without
     "cli": {"typer", "rich", "scipy", "sklearn"},
     # Peers are measured, and the machine's limit needs vector instructions.
     "bench": {
@@ -204,8 +206,14 @@ def test_choice_and_validation_happen_once() -> None:
     readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
-    assert choosers <= {"functions", "cli", "bench"}
-    assert {s.part for s in CORE if uses(s, "prepare")} <= {"functions", "conformance", "cli", "bench"}
+    assert choosers <= {"functions", "linear", "cli", "bench"}
+    assert {s.part for s in CORE if uses(s, "prepare")} <= {
+        "functions",
+        "linear",
+        "conformance",
+        "cli",
+        "bench",
+    }
 
 
 def test_every_part_exists() -> None:

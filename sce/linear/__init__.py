@@ -3,15 +3,19 @@
 model.py      a call's arguments, checked
 host.py       NumPy arrays and SciPy's CSR: rows in chunks
 products.py   products of matrices, and sums of them
+device.py     the same for arrays on a device
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from ..select import obtain
-from . import host
-from .model import LinearGrad, matrix, model, outputs, vector, wanted
+import numpy as np
+
+from sce.select import obtain
+
+from . import device, host
+from .model import LinearGrad, direction, is_sparse, model, outputs, placed, vector, wanted
 from .second import hvp
 
 __all__ = ["LinearGrad", "linear_cross_entropy", "linear_hvp", "linear_loss_and_grad"]
@@ -110,26 +114,29 @@ def linear_loss_and_grad(
     docs/math.md, "A linear model". P.-L. Hsu et al. (2024), Liger Kernel, arXiv:2410.10989, and E. Wijmans et
     al. (2024), "Cut your losses in large-vocabulary language models", arXiv:2411.09009, for chunks of logits.
     """
-    options = dict(
-        class_weight=class_weight,
-        sample_weight=sample_weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        temperature=temperature,
-        softcap=softcap,
-        logit_bias=logit_bias,
-        z_loss=z_loss,
-        reduction=reduction,
-        denominator=denominator,
-        empty=empty,
-        grad_scale=grad_scale,
-        validate=validate,
-    )
-    checked = model(X, W, y, bias=bias, l2=l2, outputs=("loss", "grad"), **options)
-    names = wanted(want, checked.sparse)
-    inputs = {"W": W, "y": y, "bias": bias, "sample_weight": sample_weight}
-    into = outputs(checked, names, out, inputs if checked.sparse else inputs | {"X": X})
-    return host.loss_and_grad(checked, obtain(checked.problem, backend), into), into
+    options = {
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "temperature": temperature,
+        "softcap": softcap,
+        "logit_bias": logit_bias,
+        "z_loss": z_loss,
+        "reduction": reduction,
+        "denominator": denominator,
+        "empty": empty,
+        "grad_scale": grad_scale,
+        "validate": validate,
+    }
+    names = wanted(want, is_sparse(X))
+    if placed({"X": X, "W": W, "y": y, "bias": bias}):
+        there = device.model(X, W, y, bias=bias, l2=l2, outputs=("loss", "grad"), backend=backend, **options)
+        into = device.outputs(there, names, out)
+        return device.loss_and_grad(there, into), into
+    here = model(X, W, y, bias=bias, l2=l2, outputs=("loss", "grad"), **options)
+    into = outputs(here, names, out)
+    return host.loss_and_grad(here, obtain(here.problem, backend), into), into
 
 
 def linear_cross_entropy(
@@ -162,27 +169,25 @@ def linear_cross_entropy(
     >>> round(float(sce.linear_cross_entropy(np.ones((4, 2)), np.zeros((2, 3)), [0, 1, 2, 0])), 6)
     1.098612
     """
-    checked = model(
-        X,
-        W,
-        y,
-        bias=bias,
-        l2=l2,
-        outputs=("loss",),
-        class_weight=class_weight,
-        sample_weight=sample_weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        temperature=temperature,
-        softcap=softcap,
-        logit_bias=logit_bias,
-        z_loss=z_loss,
-        reduction=reduction,
-        denominator=denominator,
-        empty=empty,
-        validate=validate,
-    )
-    return host.loss_and_grad(checked, obtain(checked.problem, backend), LinearGrad())
+    options = {
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "temperature": temperature,
+        "softcap": softcap,
+        "logit_bias": logit_bias,
+        "z_loss": z_loss,
+        "reduction": reduction,
+        "denominator": denominator,
+        "empty": empty,
+        "validate": validate,
+    }
+    if placed({"X": X, "W": W, "y": y, "bias": bias}):
+        there = device.model(X, W, y, bias=bias, l2=l2, outputs=("loss",), backend=backend, **options)
+        return device.loss(there)
+    here = model(X, W, y, bias=bias, l2=l2, outputs=("loss",), **options)
+    return host.loss_and_grad(here, obtain(here.problem, backend), LinearGrad())
 
 
 def linear_hvp(
@@ -245,39 +250,30 @@ def linear_hvp(
     ----------
     B. A. Pearlmutter (1994), "Fast exact multiplication by the Hessian", Neural Computation 6(1).
     """
-    options: dict[str, Any] = dict(
-        class_weight=class_weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        temperature=temperature,
-        softcap=softcap,
-        logit_bias=logit_bias,
-        z_loss=z_loss,
-    )
-    checked = model(
-        X,
-        W,
-        y,
-        bias=bias,
-        l2=l2,
-        outputs=("grad",),
-        sample_weight=sample_weight,
-        reduction=reduction,
-        denominator=denominator,
-        validate=validate,
-        **options,
-    )
-    direction = matrix("V", V, "shaped like W, (D, C)")
-    if direction.shape != checked.W.shape or direction.dtype != checked.dtype:
-        raise ValueError(
-            f"V of shape {direction.shape} and dtype {direction.dtype} is no direction of W, of shape"
-            f" {checked.W.shape} and dtype {checked.dtype}."
-        )
+    options = {
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "temperature": temperature,
+        "softcap": softcap,
+        "logit_bias": logit_bias,
+        "z_loss": z_loss,
+        "reduction": reduction,
+        "denominator": denominator,
+        "validate": validate,
+    }
     if v_bias is not None and bias is None:
         raise ValueError("v_bias is a direction of the bias: pass bias, too.")
-    v = vector("v_bias", v_bias, direction.shape[1], checked.W.dtype)
-    inputs = {"W": W, "y": y, "V": V, "bias": bias, "v_bias": v_bias, "sample_weight": sample_weight}
-    into = outputs(checked, ("W", "bias"), out, inputs if checked.sparse else inputs | {"X": X})
-    product = host.row_product(checked.problem, hvp, backend, options)
-    host.hessian_vector(checked, product, direction.astype(checked.W.dtype, copy=False), v, into)
+    if placed({"X": X, "W": W, "y": y, "V": V, "bias": bias, "v_bias": v_bias}):
+        there = device.model(X, W, y, bias=bias, l2=l2, outputs=("grad",), backend=backend, **options)
+        device.direction(there, V, v_bias)
+        into = device.outputs(there, ("W", "bias"), out)
+        device.hessian_vector(there, hvp, V, v_bias, into)
+        return into
+    here = model(X, W, y, bias=bias, l2=l2, outputs=("grad",), **options)
+    along = direction(V, here), vector("v_bias", v_bias, here.W.shape[1], here.W.dtype)
+    here.inputs.update({name: a for name, a in (("V", V), ("v_bias", v_bias)) if isinstance(a, np.ndarray)})
+    into = outputs(here, ("W", "bias"), out)
+    host.hessian_vector(here, host.row_product(here.problem, hvp, backend, options), *along, into)
     return into

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from ..backend import Answer, Array, Backend, Problem
+from sce.backend import Answer, Array, Backend, Problem
+
 from .model import LinearGrad, Model
 from .products import add_product, multiply
 
@@ -30,10 +31,12 @@ def loss_and_grad(model: Model, backend: Backend, into: LinearGrad) -> Any:
     sums = Sums(model, into)
     parts: list[float] = []
     each = None if problem.reduce else np.zeros(problem.rows, loss_dtype)
-    kept, memory = _kept(problem), _memory(model)
+    kept = _kept(problem)
+    step = _step(model, kept, matrices=1)
+    memory = _memory(model, step)
     if into.X is not None and kept is not None:
         into.X[...] = 0
-    for where, x in _chunks(model, kept):
+    for where, x in _chunks(model, kept, step):
         z = logits(model, x, model.W, model.bias, memory)
         loss = np.zeros(1) if problem.reduce else np.empty(len(z), loss_dtype)
         grad = z[:, None] if any(a is not None for a in into) else None
@@ -56,8 +59,10 @@ def loss_and_grad(model: Model, backend: Backend, into: LinearGrad) -> Any:
 def hessian_vector(model: Model, product: Any, V: Array, v: Array | None, into: LinearGrad) -> None:
     """The Hessian with respect to W and bias, times (V, v); `product` is that of rows of logits."""
     sums = Sums(model, into)
-    first, second = _memory(model), _memory(model)
-    for where, x in _chunks(model, _kept(model.problem)):
+    kept = _kept(model.problem)
+    step = _step(model, kept, matrices=2)
+    first, second = _memory(model, step), _memory(model, step)
+    for where, x in _chunks(model, kept, step):
         z = logits(model, x, model.W, model.bias, first)
         r = logits(model, x, V, v, second)
         sums.add(x, product(z, r, where))
@@ -66,21 +71,14 @@ def hessian_vector(model: Model, product: Any, V: Array, v: Array | None, into: 
 
 def row_product(problem: Problem, hvp: Any, backend: str | None, options: dict[str, Any]) -> Any:
     """The Hessian of some rows' loss with respect to their logits, times r, in the place of r."""
+    # All rows were looked at, and their weight is known.
+    shared = {**options, "reduction": "mean", "denominator": problem.denominator, "validate": False}
 
     def product(z: Array, r: Array, where: Any) -> Array:
         part = _part(problem, where, z)
         target = part.labels if part.distribution is None else part.distribution[:, 0]
-        found: Array = hvp(
-            z,
-            target,
-            r,
-            sample_weight=part.sample_weight,
-            denominator=problem.denominator,
-            validate=False,  # all of them were looked at
-            out=r,
-            backend=backend,
-            **options,
-        )
+        some = {**shared, "sample_weight": part.sample_weight}
+        found: Array = hvp(z, target, r, out=r, backend=backend, **some)
         return found
 
     return product
@@ -139,21 +137,25 @@ def _put(into: Array, where: Any, g: Array, W: Array) -> None:
         into[where] = g @ W.T
 
 
-def _memory(model: Model) -> Array:
-    return np.empty((_step(model), model.W.shape[1]), model.W.dtype)
+def _memory(model: Model, step: int) -> Array:
+    return np.empty((step, model.W.shape[1]), model.W.dtype)
 
 
-def _step(model: Model) -> int:
-    """The rows of a chunk."""
-    row = model.W.shape[1] * model.W.itemsize
-    if isinstance(model.X, np.ndarray):
-        row += model.W.shape[0] * model.W.itemsize  # a copy of them
-    return max(1, min(max(_CACHED // row, _ENOUGH), _MOST // row, model.problem.rows))
+def _step(model: Model, kept: Array | None, matrices: int) -> int:
+    """The rows of a chunk, of which so many matrices shaped like the logits are there at a time."""
+    features, classes = model.W.shape
+    row = matrices * classes * model.W.itemsize
+    if model.sparse:
+        enough = _MOST // row  # a chunk's product with X^T has D rows, however few its own are
+    else:
+        enough = _ENOUGH
+        if kept is not None or model.dtype != model.W.dtype:
+            row += features * model.W.itemsize  # X is copied
+    return max(1, min(max(_CACHED // row, enough), _MOST // row, model.problem.rows))
 
 
-def _chunks(model: Model, kept: Array | None) -> Iterator[Chunk]:
+def _chunks(model: Model, kept: Array | None, step: int) -> Iterator[Chunk]:
     """The rows that count, some at a time. Those left out are not computed: they may hold anything."""
-    step = _step(model)
     count = model.problem.rows if kept is None else len(kept)
     for a in range(0, count, step):
         where = slice(a, min(a + step, count)) if kept is None else kept[a : a + step]

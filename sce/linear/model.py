@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import checks
-from ..backend import DTYPES, Array, Problem
-from ..layout import as_host, dtype_name, native
-from ..problem import prepare
+from sce import checks
+from sce.backend import DTYPES, Array, BackendError, Problem
+from sce.layout import as_host, dtype_name, native, on_device
+from sce.problem import prepare
 
 GRADIENTS = ("X", "W", "bias")
 _ANY = np.zeros(1)  # memory behind logits that nobody reads
@@ -37,45 +37,90 @@ class Model(NamedTuple):
     l2: float
     problem: Problem  # its logits are a stand-in of the right shape and dtype
     dtype: np.dtype[Any]  # of X and W, and of the answer: computed is in float32 or float64
+    inputs: dict[str, Array]  # what no answer may overlap
 
     @property
     def sparse(self) -> bool:
         return not isinstance(self.X, np.ndarray)
 
 
+def placed(arrays: dict[str, Any]) -> bool:
+    """Are the arrays on a device, all of them?"""
+    there = [name for name, a in arrays.items() if on_device(a)]
+    if there and (here := [name for name, a in arrays.items() if a is not None and name not in there]):
+        raise BackendError(
+            f"{', '.join(there)}: on a CUDA device; {', '.join(here)}: on the host. Move them to one place"
+            " first."
+        )
+    return bool(there)
+
+
 def model(X: Any, W: Any, y: Any, *, bias: Any, l2: Any, outputs: Iterable[str], **options: Any) -> Model:
     """Check everything. Nothing was computed or written when this raises."""
-    x: Any = _csr(X) if is_sparse(X) else matrix("X", X, "(N, D): a row for each example")
-    w = matrix("W", W, "(D, C): a column for each class")
+    x: Any = _csr(X) if is_sparse(X) else matrix("X", X, "(N, D), a row for each example")
+    w = matrix("W", W, "(D, C), a column for each class")
+    together(x, w)
+    l2 = penalty(l2, options.get("reduction"))
+    computing = computing_dtype(w.dtype)
+    logits: Array = np.ndarray((x.shape[0], w.shape[1]), computing, _ANY, strides=(0, 0))
+    problem = prepare(logits, y, outputs=outputs, **options).problem
+    b = vector("bias", bias, w.shape[1], computing)
+    given = {"W": W, "y": y, "bias": bias, **options}
+    if not is_sparse(X):
+        given["X"] = X
+    inputs = {name: v for name, v in given.items() if isinstance(v, np.ndarray)}
+    return Model(x, w.astype(computing, copy=False), b, l2, problem, w.dtype, inputs)
+
+
+def together(x: Any, w: Array) -> None:
+    """X and W have a product, in one dtype."""
     if x.shape[1] != w.shape[0]:
         hint = " Pass W.T." if x.shape[1] == w.shape[1] else ""
         raise ValueError(
-            f"X of shape {x.shape} and W of shape {w.shape} do not go together: X is (N, D), W is (D, C).{hint}"
+            f"X of shape {x.shape} and W of shape {w.shape} do not go together: X is (N, D), W (D, C).{hint}"
         )
     if x.dtype != w.dtype:
         raise TypeError(f"X has dtype {x.dtype} and W {w.dtype}: convert one of them with .astype().")
     if w.shape[1] == 0:
         raise ValueError(f"W of shape {w.shape} has no classes: C must be at least 1.")
-    l2 = checks.real("l2", l2, low=0.0)
-    if l2 and options["reduction"] == "none":
+
+
+def penalty(l2: Any, reduction: Any) -> float:
+    """The factor of the sum of squares of W."""
+    factor = checks.real("l2", l2, low=0.0)
+    if factor and reduction == "none":
         raise ValueError('l2 is a penalty of the whole loss: with reduction="none" it belongs to no row.')
-    computing = np.dtype(np.float64 if w.dtype == np.float64 else np.float32)
-    logits: Array = np.ndarray((x.shape[0], w.shape[1]), computing, _ANY, strides=(0, 0))
-    problem = prepare(logits, y, outputs=outputs, **options).problem
-    return Model(
-        x, w.astype(computing, copy=False), vector("bias", bias, w.shape[1], computing), l2, problem, w.dtype
-    )
+    return factor
+
+
+def computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """float64 for float64, else float32: no BLAS of the host knows half precision."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def matrix(name: str, value: Any, what: str) -> Array:
     """Two dimensions, floating. The values are not looked at: NaN in, NaN out."""
     x = native(as_host(value, name))
+    of_matrix(name, x, what)
+    return x
+
+
+def of_matrix(name: str, x: Array, what: str) -> None:
     if dtype_name(x.dtype) not in DTYPES:
         how = "convert it, for instance with .astype(np.float32)"
         raise TypeError(f"{name} has dtype {x.dtype}, not one of {', '.join(DTYPES)}: {how}.")
     if x.ndim != 2:
         raise ValueError(f"{name} has shape {x.shape}: it must be {what}.")
-    return x
+
+
+def direction(value: Any, model: Model) -> Array:
+    """V, in the computing dtype."""
+    v = matrix("V", value, "(D, C), as W is")
+    if v.shape != model.W.shape:
+        raise ValueError(f"V has shape {v.shape}: a direction of W has its shape, {model.W.shape}.")
+    if v.dtype != model.dtype:
+        raise TypeError(f"V has dtype {v.dtype} and W {model.dtype}: convert one of them with .astype().")
+    return v.astype(model.W.dtype, copy=False)
 
 
 def vector(name: str, value: Any, classes: int, dtype: np.dtype[Any]) -> Array | None:
@@ -90,10 +135,8 @@ def is_sparse(X: Any) -> bool:
 
 
 def _csr(X: Any) -> Any:
-    if X.format != "csr":
-        raise TypeError(
-            f"X is sparse in {X.format.upper()} format: rows are taken from CSR, so pass X.tocsr()."
-        )
+    if X.format != "csr" or X.ndim != 2:
+        raise TypeError(f"X is sparse in format {X.format}: rows are taken from CSR, so pass X.tocsr().")
     if X.dtype not in (np.float32, np.float64):
         raise TypeError(f"X is sparse of dtype {X.dtype}: convert it, for instance with .astype(np.float32).")
     return X
@@ -114,34 +157,33 @@ def wanted(want: Any, sparse: bool) -> tuple[str, ...]:
     return names
 
 
-def outputs(model: Model, want: tuple[str, ...], out: Any, inputs: dict[str, Any]) -> LinearGrad:
-    """The arrays that will hold what is wanted: the caller's where given, checked against everyone else's."""
-    given = _given(out)
+def outputs(model: Model, want: tuple[str, ...], out: Any) -> LinearGrad:
+    """The arrays that will hold what is wanted: the caller's or new ones."""
+    given = of_answer(out)
     (rows, features), classes = model.X.shape, model.W.shape[1]
     shapes = {"X": (rows, features), "W": (features, classes), "bias": (classes,)}
     names = [name for name in want if name != "bias" or model.bias is not None]
-    for name, into in given._asdict().items():
-        if into is None:
-            continue
+    likes = {"X": model.X, "W": model.W}
+    made = {}
+    for name, into in given.items():
         if name not in names:
             raise ValueError(f"out.{name} is given, but that gradient is not wanted or there is no {name}.")
         checks.out(into, shapes[name], checks.matrix_dtypes(model.dtype), f"out.{name}")
-        checks.overlap(into, {k: as_host(v, k) for k, v in inputs.items()}, name=f"out.{name}")
-    for a, b in combinations([name for name in GRADIENTS if getattr(given, name) is not None], 2):
-        checks.overlap(getattr(given, a), {f"out.{b}": getattr(given, b)}, name=f"out.{a}")
-    made = {name: getattr(given, name) for name in names}
-    for name, into in made.items():
-        if into is None:
-            like = {"X": model.X, "W": model.W}.get(name)
-            made[name] = (
-                np.empty(shapes[name], model.dtype) if like is None else np.empty_like(like, model.dtype)
-            )
+        checks.overlap(into, model.inputs)
+    for a, b in combinations(given, 2):
+        checks.overlap(given[a], {f"out.{b}": given[b]})
+    for name in names:
+        if (into := given.get(name)) is None:
+            like = likes.get(name)
+            into = np.empty(shapes[name], model.dtype) if like is None else np.empty_like(like, model.dtype)
+        made[name] = into
     return LinearGrad(**made)
 
 
-def _given(out: Any) -> LinearGrad:
+def of_answer(out: Any) -> dict[str, Any]:
+    """The caller's arrays by name, as far as there are any."""
     if out is None:
-        return LinearGrad()
+        return {}
     if not isinstance(out, tuple) or len(out) != len(GRADIENTS):
         raise TypeError(f"out must be sce.LinearGrad(X=..., W=..., bias=...), got {type(out).__name__}.")
-    return LinearGrad(*out)
+    return {name: into for name, into in zip(GRADIENTS, out, strict=True) if into is not None}

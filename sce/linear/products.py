@@ -1,4 +1,4 @@
-"""Products of matrices, and sums of products: NumPy's BLAS, and SciPy's where a product is added to a matrix."""
+"""Products of matrices, and sums of them: NumPy's BLAS, and SciPy's where a product is added to another."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array
+from sce.backend import Array
 
-_BLOCK = 4 << 20  # bytes of a product that waits to be added: they stay in a cache
+# Bytes of a product that waits to be added: they stay in a cache; a sparse one costs too much to stay there.
+_BLOCK, _SPARSE_BLOCK = 4 << 20, 32 << 20
 
 
 def multiply(a: Any, b: Array, into: Array) -> Array:
@@ -24,7 +25,8 @@ def add_product(a: Any, b: Array, into: Array) -> None:
     if isinstance(a, np.ndarray) and a.size and b.size and _add_by_blas(a, b, into):
         return
     # NumPy has no product that adds: block by block, so that it waits in a cache and not in memory.
-    step = max(1, _BLOCK // max(1, into.shape[0] * into.itemsize))
+    most = _BLOCK if isinstance(a, np.ndarray) else _SPARSE_BLOCK
+    step = max(1, most // max(1, into.shape[0] * into.itemsize))
     for k in range(0, into.shape[1], step):
         block = slice(k, k + step)
         into[:, block] += a @ b[:, block]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array
-from ..problem import prepare
+from sce.backend import Array
+from sce.problem import prepare
 
 
 @np.errstate(all="ignore")
