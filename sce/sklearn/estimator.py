@@ -40,7 +40,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
         F(W, b) = sum_i u_i loss_i(X W + b) / sum_i u_i  +  1 / (2 C sum_i u_i) * sum(W**2)
 
-    which is 1 / (C sum_i u_i) times the objective of scikit-learn's `LogisticRegression`: the same C gives the
+    which is 1 / (C sum_i u_i) times the objective of scikit-learn's `LogisticRegression`: the same C, the
     same coefficients. The intercepts b are not penalised. Two classes have one column, the logits being
     (0, x w + b), as there. A row of weight 0 is as good as not there.
 
@@ -55,14 +55,14 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     fit_intercept:
         Whether there are intercepts.
     tol:
-        "lbfgs" and "newton-cg" end when no entry of the gradient of F is larger. "sgd" counts an epoch as idle
-        when its loss is not this much lower than the best: after five the steps shrink to a fifth, and after
-        three times that it ends.
+        "lbfgs" and "newton-cg" end when no entry of the gradient of F is larger. For "sgd" an epoch is
+        idle when its loss is not this much below the best: after five of them the steps shrink to a fifth,
+        the third time it ends.
     max_iter:
         Steps, or epochs of "sgd". Reaching it is a `ConvergenceWarning`.
     class_weight:
-        A dict of label: weight (1 for labels not in it), "balanced" (each class has the same total weight), or
-        None. Not negative.
+        A dict of label: weight (1 for labels not in it), "balanced" (each class has the same total weight),
+        or None. Not negative.
     label_smoothing:
         In [0, 1]: this much of each label's mass is spread evenly over all classes.
     batch_size, learning_rate, momentum:
@@ -103,8 +103,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     Notes
     -----
-    float32 is computed in float32, the sums over rows and the solver's own arithmetic in float64. Sparse X is taken
-    as CSR, any other format is converted. With more than 1024 features, "lbfgs" and "newton-cg" scale the
+    float32 is computed in float32, the solver's own arithmetic in float64. Sparse X is taken as CSR, any other
+    format is converted. With more than 1024 features, "lbfgs" and "newton-cg" scale the
     features one by one instead of together.
 
     Examples
@@ -156,7 +156,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.backend = backend
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SoftmaxRegression:
-        """Minimise F. X (N, D): dense or sparse; y (N,): labels of any kind; sample_weight (N,): not negative."""
+        """Minimise F. X (N, D) is dense or sparse, y (N,) labels of any kind, sample_weight (N,) >= 0."""
         self._check()
         rows = self._rows(X, y, sample_weight, reset=True)
         before = self._parameters(rows.classes) if self.warm_start and hasattr(self, "coef_") else None
@@ -164,8 +164,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         w = np.zeros(objective.shape) if before is None else before
         if w.shape != objective.shape:
             raise ValueError(
-                f"warm_start=True: the coefficients that are there have shape {w.shape[::-1]}, these data need"
-                f" {objective.shape[::-1]} (classes, features and intercept). Fit a new estimator."
+                f"warm_start=True: the coefficients that are there have shape {w.shape[::-1]}, these data"
+                f" need {objective.shape[::-1]} (classes, features and intercept). Fit a new estimator."
             )
         trace = solvers.Trace(self.tol, self.max_iter, self.verbose)
         if self.solver == "sgd":
@@ -188,14 +188,14 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     ) -> SoftmaxRegression:
         """One epoch of mini-batches over these rows, from where the last call ended; for solver="sgd".
 
-        The first call is told all `classes`. The penalty is that of F for the rows of this call: for data that
-        come in k parts, C times k makes it that of all.
+        The first call is told all `classes`. The penalty is that of F for the rows of this call: for data
+        that come in k parts, C times k makes it that of all.
         """
         self._check()
         if self.class_weight == "balanced":
             raise ValueError(
-                'class_weight="balanced" needs all rows at once, which partial_fit does not see: pass the weights'
-                " as a dict."
+                'class_weight="balanced" needs all rows at once, which partial_fit does not see: pass the'
+                " weights as a dict."
             )
         first = not hasattr(self, "coef_")
         if first and classes is None:
@@ -248,8 +248,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         elif slope(_SHARPEST) < 0 or slope(1 / _SHARPEST) > 0:
             beta = _SHARPEST if slope(_SHARPEST) < 0 else 1 / _SHARPEST
             warnings.warn(
-                f"no temperature fits these rows best: the loss still falls at {1 / beta:g}. They are too few,"
-                " or too easy.",
+                f"no temperature fits these rows best: the loss still falls at {1 / beta:g}. They are too"
+                " few, or too easy.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -259,7 +259,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return self
 
     def decision_function(self, X: Any) -> Floats:
-        """The logits X W + b, before any temperature: (N, C), or (N,) for two classes, those of the second."""
+        """The logits X W + b, before any temperature: (N, C); for two classes (N,), the second's."""
         check_is_fitted(self)
         return self._decide(
             validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
@@ -324,8 +324,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                     labels = labels[there]
         if len(labels) < 2:
             raise ValueError(
-                f"y holds only one class, {labels[0]!r}, in the rows that have a weight: a softmax needs at least"
-                " 2 classes."
+                f"y holds only one class, {labels[0]!r}, in the rows that have a weight: a softmax needs at"
+                " least 2 classes."
             )
         return _Rows(X, at.astype(np.intp, copy=False), weight, labels)
 
@@ -358,8 +358,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """What `_keep` has kept, as the solvers have it."""
         if not np.array_equal(classes, self.classes_):
             raise ValueError(
-                f"warm_start=True: the coefficients that are there are for classes {self.classes_!r}, these data"
-                f" have {classes!r}. Fit a new estimator."
+                f"warm_start=True: the coefficients that are there are for classes {self.classes_!r}, these"
+                f" data have {classes!r}. Fit a new estimator."
             )
         w = self.coef_.T.astype(np.float64)
         if self.fit_intercept:
@@ -381,8 +381,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def _advice(self, trace: solvers.Trace) -> str:
         if self.solver == "sgd":
             return (
-                f"sgd did not converge in {trace.steps} epochs: the loss still fell by more than tol, or the steps"
-                " had not shrunk yet. Raise max_iter or tol, or scale the features."
+                f"sgd did not converge in {trace.steps} epochs: the loss still fell by more than tol, or the"
+                " steps had not shrunk yet. Raise max_iter or tol, or scale the features."
             )
         return (
             f"{self.solver} did not converge in {trace.steps} steps: the largest entry of the gradient is"

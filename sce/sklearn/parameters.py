@@ -47,9 +47,9 @@ def positions(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
 def class_weights(
     asked: Any, classes: NDArray[Any], y: NDArray[np.intp], weight: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """A weight per class. Balanced: such that the rows of each class weigh the same, and all what they did."""
+    """A weight per class. Balanced: the rows of each class weigh the same, all together what they did."""
     if isinstance(asked, dict):
-        if unknown := [label for label in asked if label not in classes]:
+        if unknown := [label for label in asked if label not in classes.tolist()]:
             raise ValueError(f"class_weight names {unknown[0]!r}, which is none of the classes {classes!r}.")
         found = np.array([asked.get(label, 1.0) for label in classes.tolist()], np.float64)
         if not (np.isfinite(found).all() and (found >= 0).all()):

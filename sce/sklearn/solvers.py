@@ -60,43 +60,47 @@ def lbfgs(objective: Objective, w: Floats, trace: Trace) -> Floats:
     In the features' own coordinates it would need hundreds of steps where they are correlated or of several
     magnitudes. The test for the end is in those, though: the largest entry of the gradient by W.
     """
-    loss, grad = objective(w)
-    trace.start(loss, grad)
+    trace.start(*objective(w))
     length, stalls = _ROUND, 0
     while not trace.over and stalls < 2:
-        easy = scaling(objective, w)
-        seen = loss, grad, w
-
-        def value(flat: Floats, easy: Scaling = easy) -> tuple[float, Floats]:
-            nonlocal seen
-            at = easy.parameters(flat.reshape(objective.shape))
-            loss, grad = objective(at)
-            seen = loss, grad, at
-            return loss, easy.gradient(grad).ravel()
-
-        def stepped(_: Floats) -> None:
-            nonlocal w
-            loss, grad, w = seen  # a step ends at the point that was evaluated last
-            trace.step(loss, grad)
-            if trace.over:
-                raise _Over
-
-        try:
-            found = minimize(
-                value,
-                easy.coordinates(w).ravel(),
-                jac=True,
-                method="L-BFGS-B",
-                callback=stepped,
-                options={"maxiter": length, "maxfun": 100 * length, "maxls": 50, "gtol": 0.0, "ftol": _LEAST},
-            )
-        except _Over:
-            break
-        # Out of steps is as planned. Anything else is a fall too small to see: new coordinates may help once.
-        stalls = 0 if found.status == 1 else stalls + 1
+        w, stalled = _round(objective, w, trace, length)
+        stalls = stalls + 1 if stalled else 0  # by rounding, maybe: new coordinates may help once
         length *= 2
     trace.converged |= stalls == 2
     return w
+
+
+def _round(objective: Objective, w: Floats, trace: Trace, length: int) -> tuple[Floats, bool]:
+    """So many steps, or until it is over; or until SciPy sees no fall of the objective any more: True."""
+    easy = scaling(objective, w)
+    seen = math.nan, w, w
+
+    def value(flat: Floats) -> tuple[float, Floats]:
+        nonlocal seen
+        at = easy.parameters(flat.reshape(objective.shape))
+        loss, grad = objective(at)
+        seen = loss, grad, at
+        return loss, easy.gradient(grad).ravel()
+
+    def stepped(_: Floats) -> None:
+        nonlocal w
+        loss, grad, w = seen  # a step ends at the point that was evaluated last
+        trace.step(loss, grad)
+        if trace.over:
+            raise _Over
+
+    try:
+        found = minimize(
+            value,
+            easy.coordinates(w).ravel(),
+            jac=True,
+            method="L-BFGS-B",
+            callback=stepped,
+            options={"maxiter": length, "maxfun": 100 * length, "maxls": 50, "gtol": 0.0, "ftol": _LEAST},
+        )
+    except _Over:
+        return w, False
+    return w, found.status != 1  # 1: out of steps
 
 
 def newton_cg(objective: Objective, w: Floats, trace: Trace) -> Floats:
@@ -203,13 +207,13 @@ def sgd(
     momentum: float,
     rate: float,
 ) -> Floats:
-    """Epochs of mini-batches. Where the loss falls by less than tol for five, the steps shrink, until tiny."""
+    """Epochs of mini-batches. When the loss fell by less than tol for five of them, the steps shrink."""
     velocity, best, idle, share = np.zeros_like(w), math.inf, 0, 1.0
     while not trace.over:
         loss = epoch(objective, w, velocity, rng, batch_size=batch_size, momentum=momentum, rate=share * rate)
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss is {loss} in epoch {trace.steps + 1}: the steps of {share * rate:.3g} are too large."
+                f"the loss is {loss} in epoch {trace.steps + 1}: steps of {share * rate:.3g} are too large."
                 ' Lower learning_rate, or leave it at "auto".'
             )
         trace.step(loss)
