@@ -103,8 +103,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     Notes
     -----
-    float32 is computed in float32, the solver's own arithmetic in float64. Sparse X is taken as CSR, any other
-    format is converted. With more than 1024 features, "lbfgs" and "newton-cg" scale the
+    float32 is computed in float32, the solver's own arithmetic in float64. Sparse X is taken as CSR, other
+    formats are converted. With more than 1024 features, "lbfgs" and "newton-cg" scale the
     features one by one instead of together.
 
     Examples
@@ -222,10 +222,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """Calibrate: find the temperature T at which softmax(logits / T) fits rows that `fit` has not seen.
 
         The loss of these rows is convex in 1 / T, so where its slope is 0 is the minimum; it is looked for
-        between T = 0.001 and 1000. If the slope has one sign throughout (all labels predicted right, or the
-        logits worse than none), the end of that range is taken with a `ConvergenceWarning`. Only
-        probabilities change: `predict` and `decision_function` do not. C. Guo et al. (2017), "On calibration
-        of modern neural networks".
+        between T = 0.001 and 1000. If there is none (all labels are predicted right, or the logits are no
+        better than none), T stays 1 with a `ConvergenceWarning`. Only probabilities change: `predict` and
+        `decision_function` do not. C. Guo et al. (2017), "On calibration of modern neural networks".
         """
         check_is_fitted(self)
         rows = self._rows(X, y, sample_weight, reset=False, classes=self.classes_, weighted=False)
@@ -243,19 +242,16 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             )
             return float(np.vdot(z, grad)) / beta
 
-        if not z.any():  # all classes alike in every row: so they are at any temperature
-            beta = 1.0
-        elif slope(_SHARPEST) < 0 or slope(1 / _SHARPEST) > 0:
-            beta = _SHARPEST if slope(_SHARPEST) < 0 else 1 / _SHARPEST
+        self.temperature_ = 1.0
+        if slope(1 / _SHARPEST) < 0 < slope(_SHARPEST):
+            self.temperature_ = 1 / brentq(slope, 1 / _SHARPEST, _SHARPEST, rtol=1e-12)
+        else:
             warnings.warn(
-                f"no temperature fits these rows best: the loss still falls at {1 / beta:g}. They are too"
-                " few, or too easy.",
+                "no temperature fits these rows best, so it stays 1: their labels are all predicted right, or no"
+                " better than by chance.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        else:
-            beta = brentq(slope, 1 / _SHARPEST, _SHARPEST, rtol=1e-12)
-        self.temperature_ = float(1 / beta)
         return self
 
     def decision_function(self, X: Any) -> Floats:

@@ -38,7 +38,7 @@ def scaling(objective: Objective, w: Floats) -> Scaling:
     """The scaling for steps from w on.
 
     The Hessian is the sum over rows of (diag(p) - p p^T) (x) x x^T, and the ridge. With the first factor
-    replaced by its mean curvature (`Objective.spread`), one matrix M (D + 1, D + 1) serves all classes, and d,
+    replaced by its mean curvature (`Objective.spread`), one matrix M (D + 1, D + 1) serves all classes. d and
     L with diag(1/d) L L^T diag(1/d) = M make it the identity.
     """
     x, bend = objective.spread(w)
