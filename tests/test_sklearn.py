@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 import pickle
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -584,6 +586,13 @@ def test_a_tolerance_of_nothing_ends(solver: str, dtype: Any) -> None:
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = model(solver=solver, tol=0.0, max_iter=200).fit(x.astype(dtype), y)
     assert largest_difference(fitted, best) < (1e-3 if dtype == np.float32 else 1e-6)
+
+
+def test_the_page() -> None:
+    page = Path(__file__).parents[1] / "docs" / "regression.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert tried > 5
+    assert failed == 0
 
 
 def test_without_scikit_learn() -> None:

@@ -33,7 +33,7 @@ def fails(*arguments: object) -> str:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "_FITS", 1)
+    monkeypatch.setattr(train, "_ROUNDS", train.Rounds(least=1, enough=0.0))
 
 
 def test_digits(tmp_path: Path) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from sce import cross_entropy, registry
 from sce.backend import Array
+from sce.bench.clock import Rounds, alternate
 
 from .files import UsageError
 from .tables import Note, duration, percent, print_line, print_notes, say, table
@@ -22,7 +22,7 @@ from .tables import Note, duration, percent, print_line, print_notes, say, table
 DATA = ("digits", "iris", "wine", "breast_cancer")
 _HELD_OUT = 0.2  # of the rows to calibrate on, and as many to test on
 _BINS = 10
-_FITS = 5  # of each, in turns, for the times
+_ROUNDS = Rounds(least=5, enough=0.1, patience=2.0)
 
 
 class Split(NamedTuple):
@@ -154,15 +154,13 @@ def _beside(model: Any, rival: Any, seconds: dict[str, float]) -> Rival | None:
 
 
 def _times(fits: dict[str, Callable[..., Any]], rows: Split, log: Console) -> dict[str, float]:
-    """The median time of each fit; the first, which compiles or loads kernels, does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in fits}
-    for turn in range(1 + _FITS):
-        for name, fit in fits.items():
-            say(log, f"{name}: fit {turn} of {_FITS}" if turn else f"{name}: a first fit")
-            began = time.perf_counter()
-            fit(*rows)
-            taken[name].append(time.perf_counter() - began)
-    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
+    """The median time of each fit, in turns; the first, which compiles or loads kernels, does not count."""
+    calls = {name: partial(fit, *rows) for name, fit in fits.items()}
+    for name, call in calls.items():
+        say(log, f"{name}: a first fit")
+        call()
+    say(log, f"{' and '.join(calls)}: timed")
+    return {name: times.median for name, times in alternate(calls, _ROUNDS).items()}
 
 
 def judge(model: Any, rows: Split) -> Judgement:
@@ -191,8 +189,8 @@ def show(result: Training, out: Console) -> None:
     data, model = result.data, result.model
     print_line(
         out,
-        f"{data.name}: {data.train.x.shape[1]} features, {len(model.classes_)} classes;"
-        f" {len(data.train.y)} rows to train, {len(data.calibrate.y)} to calibrate, {len(data.test.y)} to test",
+        f"{data.name}: {data.train.x.shape[1]} features, {len(model.classes_)} classes; {len(data.train.y)}"
+        f" rows to train, {len(data.calibrate.y)} to calibrate, {len(data.test.y)} to test",
     )
     out.print()
     lines = table("", "rows", "loss", "accuracy", "calibration error")
@@ -207,8 +205,8 @@ def _notes(result: Training) -> Iterator[Note]:
     model, rival = result.model, result.rival
     unit = "epochs" if model.solver == "sgd" else "steps"
     yield (
-        f"{model.solver}: {duration(result.seconds)}, {model.n_iter_} {unit} (median of {_FITS} fits, backend"
-        f" {result.backend}); the training objective is {model.loss_curve_[-1]:.6g}",
+        f"{model.solver}: {duration(result.seconds)}, {model.n_iter_} {unit}, on the backend"
+        f" {result.backend}; the training objective is {model.loss_curve_[-1]:.6g}",
         None,
     )
     if rival is not None:

@@ -247,8 +247,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             self.temperature_ = 1 / brentq(slope, 1 / _SHARPEST, _SHARPEST, rtol=1e-12)
         else:
             warnings.warn(
-                "no temperature fits these rows best, so it stays 1: their labels are all predicted right, or no"
-                " better than by chance.",
+                "no temperature fits these rows best, so it stays 1: their labels are all predicted right, or"
+                " no better than by chance.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
