@@ -2,12 +2,12 @@
 
     python bench/regression.py [--write docs/regression.md] [--quick]
 
-The same rows, the same objective, the same solver. The exact coefficients are those of a third fit
-(LogisticRegression's newton-cholesky or newton-cg, to a gradient of 1e-10). Two questions for each problem: what
-does a fit cost as both come, to a gradient of 1e-4, and what does it cost to have the coefficients to 1e-4? For
-the second, each has the loosest tolerance of 1e-4, 1e-5, ... at which its own are that near. Fits are timed in
-turns; the median counts. `--write` puts the table between the marks in that page, `--quick` leaves out the
-synthetic problem.
+The same rows, the same objective, the same solver. The exact coefficients are those of a third fit, to a
+gradient of 1e-10 (LogisticRegression's newton-cholesky or newton-cg). Two questions for each problem: what
+does a fit cost as both come, to a gradient of 1e-4, and what does it cost to have the coefficients to 1e-4?
+For the second, each has the loosest tolerance of 1e-4, 1e-5, ... at which its own are that near. Fits are
+timed in turns; the median counts. `--write` puts the table between the marks in that page, `--quick` leaves
+out the synthetic problem.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def judge(model: Any, rows: Split) -> Judgement:
     right = model.predict(rows.x) == rows.y
     return Judgement(
         len(rows.y),
-        float(cross_entropy(log_p, at)),  # log-probabilities are logits
+        float(cross_entropy(log_p, at, backend=model.backend)),  # log-probabilities are logits
         float(right.mean()),
         _reliability(np.exp(log_p.max(axis=1)), right),
     )
