@@ -387,6 +387,10 @@ def test_partial_fit_of_what_comes() -> None:
             "needs all rows at once",
         ),
         (lambda m, x, y: m.set_params(learning_rate=1e200).fit(1e150 * x, y), "Lower learning_rate"),
+        (
+            lambda m, x, y: m.set_params(learning_rate=1e200).partial_fit(1e150 * x, y, classes=[0, 1, 2]),
+            "Lower learning_rate",
+        ),
     ],
 )
 def test_bad_mini_batches(call: Any, words: str) -> None:

@@ -55,9 +55,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     fit_intercept:
         Whether there are intercepts.
     tol:
-        "lbfgs" and "newton-cg" end when no entry of the gradient of F is larger. For "sgd" an epoch is
-        idle when its loss is not this much below the best: after five of them the steps shrink to a fifth,
-        the third time it ends.
+        "lbfgs" and "newton-cg" end when no entry of the gradient of F is larger, or when rounding hides any
+        further fall of F. For "sgd" an epoch is idle when its loss is not this much below the best: after
+        five of them the steps shrink to a fifth, the third time it ends.
     max_iter:
         Steps, or epochs of "sgd". Reaching it is a `ConvergenceWarning`.
     class_weight:
@@ -208,7 +208,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         rows = self._rows(X, y, sample_weight, reset=first, classes=known)
         objective = self._objective(rows)
         w = np.zeros(objective.shape) if first else self._parameters(known)
-        velocity = np.zeros_like(w) if first else self._velocity
+        velocity = np.zeros_like(w) if first else self._velocity.copy()
         if first or not hasattr(self, "_rng"):
             self._rng = check_random_state(self.random_state)
         loss = solvers.epoch(objective, w, velocity, self._rng, **self._steps(objective))

@@ -13,7 +13,7 @@ from .scaling import Scaling, scaling
 
 _ROUND = 10  # steps of L-BFGS in the first coordinates; each round doubles it
 _INNER = 200  # conjugate gradients of one step of Newton's method
-_LEAST = 64 * np.finfo(np.float64).eps  # a relative fall of the objective that is none
+_LEAST = 4 * np.finfo(np.float64).eps  # a relative fall of the objective that is none
 _FALL = 1e-4  # of what the slope promises, to accept a step (Armijo)
 _PATIENCE = 5  # epochs without a lower loss, after which the steps of mini-batches shrink
 _SHRINK, _SMALLEST = 5.0, 1e-2  # by how much, and down to which share of the first
@@ -127,7 +127,8 @@ def newton_cg(objective: Objective, w: Floats, trace: Trace) -> Floats:
             if falls or hidden:
                 break
             length /= 2
-        else:
+        else:  # no step is visible any more: at the minimum, as far as the dtype can tell
+            trace.converged = -slope <= noise * abs(loss)
             break
         w, loss, grad = at, ahead, grad_ahead
         trace.step(loss, grad)
@@ -180,6 +181,11 @@ def epoch(
         velocity -= rate * grad
         w += velocity
         total += loss * len(rows)
+    if not math.isfinite(total):
+        raise ValueError(
+            f"the loss of an epoch is {total}: steps of {rate:.3g} are too large. Lower learning_rate, or"
+            ' leave it at "auto".'
+        )
     return total / objective.rows
 
 
@@ -211,11 +217,6 @@ def sgd(
     velocity, best, idle, share = np.zeros_like(w), math.inf, 0, 1.0
     while not trace.over:
         loss = epoch(objective, w, velocity, rng, batch_size=batch_size, momentum=momentum, rate=share * rate)
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} in epoch {trace.steps + 1}: steps of {share * rate:.3g} are too large."
-                ' Lower learning_rate, or leave it at "auto".'
-            )
         trace.step(loss)
         idle = 0 if loss < best - trace.tol else idle + 1
         best = min(best, loss)
