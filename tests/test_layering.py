@@ -27,7 +27,17 @@ ARROWS = {
     "sce": {"settings", "backend", "select", "functions", "linear"},  # sce/__init__.py
     "machine": {"settings"},
     "strict_json": set(),
-    "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine", "strict_json"},
+    "bench": {
+        "sce",
+        "backend",
+        "problem",
+        "registry",
+        "select",
+        "functions",
+        "linear",
+        "machine",
+        "strict_json",
+    },
     "conformance": {"backend", "layout", "checks", "problem", "registry", "functions"},
     "cli": {
         "sce",

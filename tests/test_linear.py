@@ -168,6 +168,12 @@ def test_only_what_is_wanted(want, step):
             near(getattr(grads, name), getattr(right, name), 1e-14)
 
 
+def test_a_bias_that_is_not_there_has_no_gradient():
+    loss, grads = sce.linear_loss_and_grad(X, W, labels({}), want=("bias",), backend="reference")
+    near(loss, dense(X, W, labels({}), None, {})[0], 1e-14)
+    assert grads == (None, None, None)
+
+
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"sample_weight": np.arange(N) % 2.0}])
 def test_distributions(options, step):
     want_loss, want = dense(X, W, SOFT, BIAS, options)

@@ -201,6 +201,28 @@ def test_an_empty_mean_is_the_penalty_alone(n, empty, rows):
     np.testing.assert_array_equal(grads.X.memory, np.zeros((n, D)))
 
 
+def test_hvp(rows, monkeypatch):
+    """The rows' product is the host's here: what is looked at is what is made of it."""
+
+    def of_rows(z, y, r, *, out, backend, **options):
+        assert out is r
+        assert backend == PLACED
+        options = {name: memory_of(v) for name, v in options.items()}
+        on_host(z.memory, y.memory, r.memory, out=out.memory, backend="reference", **options)
+        return out
+
+    on_host, (v, v_bias) = sce.linear.hvp, (rng.normal(size=(D, C)), rng.normal(size=C))
+    options = {"sample_weight": rng.integers(0, 3, N).astype(float), "softcap": 2.0, "l2": 0.3}
+    want = sce.linear_hvp(X, W, Y, v, bias=BIAS, v_bias=v_bias, backend="reference", **options)
+    monkeypatch.setattr(sce.linear, "hvp", of_rows)
+    there = {name: held(a) for name, a in options.items()}
+    got = sce.linear_hvp(
+        held(X), held(W), held(Y), held(v), bias=held(BIAS), v_bias=held(v_bias), backend=PLACED, **there
+    )
+    np.testing.assert_allclose(got.W.memory, want.W, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(got.bias.memory, want.bias, rtol=0, atol=1e-13)
+
+
 def test_labels_are_looked_at_once_and_before_anything_is_written(rows, pretended):
     y = Y.copy()
     sce.linear_cross_entropy(held(X), held(W), held(y), backend=PLACED)
@@ -235,6 +257,10 @@ def test_bad_input(pretended):
             sce.linear_loss_and_grad(*arrays, backend=PLACED)
     with pytest.raises(ValueError, match=r"bias has shape \(6,\) and dtype float32, not \(6,\) and float64"):
         sce.linear_cross_entropy(x, w, y, bias=held(BIAS.astype("f4")), backend=PLACED)
+    both = np.zeros(N * D + D * C)
+    parts = LinearGrad(Held(both[: N * D].reshape(N, D)), Held(both[N * D - 1 : -1].reshape(D, C)))
+    with pytest.raises(ValueError, match=r"out overlaps out\.X"):
+        sce.linear_loss_and_grad(x, w, y, out=parts, backend=PLACED)
     with pytest.raises(ValueError, match="out overlaps W"):
         sce.linear_loss_and_grad(x, w, y, out=LinearGrad(W=w), backend=PLACED)
     with pytest.raises(ValueError, match=r"V has shape \(6, 4\)"):

@@ -112,6 +112,7 @@ def outputs(model: DeviceModel, want: tuple[str, ...], out: Any) -> LinearGrad:
         seen = describe(into, f"out.{name}", model.place)
         checks.out(seen, shapes[name], checks.matrix_dtypes(model.of_W.dtype), f"out.{name}")
         checks.overlap(seen, model.given)
+        model.given[f"out.{name}"] = seen
     made = {name: given.get(name) for name in names}
     for name, into in made.items():
         if into is None:

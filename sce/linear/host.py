@@ -39,7 +39,7 @@ def loss_and_grad(model: Model, backend: Backend, into: LinearGrad) -> Any:
     for where, x in _chunks(model, kept, step):
         z = logits(model, x, model.W, model.bias, memory)
         loss = np.zeros(1) if problem.reduce else np.empty(len(z), loss_dtype)
-        grad = z[:, None] if any(a is not None for a in into) else None
+        grad = z[:, None] if "grad" in problem.outputs else None
         backend.run(_part(problem, where, z), Answer(loss=loss, grad=grad))
         if each is None:
             parts.append(float(loss[0]))
