@@ -357,10 +357,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 f"warm_start=True: the coefficients that are there are for classes {self.classes_!r}, these"
                 f" data have {classes!r}. Fit a new estimator."
             )
-        w = self.coef_.T.astype(np.float64)
+        w = np.ascontiguousarray(self.coef_.T, np.float64)
         if self.fit_intercept:
-            w = np.vstack([w, self.intercept_])
-        return np.hstack([-w / 2, w / 2]) if len(classes) == 2 else w
+            w = np.append(w, self.intercept_[None], axis=0)
+        return np.hstack([-w / 2, w / 2]) if len(classes) == 2 else w - w.mean(axis=1, keepdims=True)
 
     def _logits(self, z: Floats) -> Floats:
         """A column per class."""

@@ -20,8 +20,8 @@ class Objective:
     """F(W) = sum_i u_i loss_i(X W + b) / sum_i u_i  +  ridge / 2 * sum of squares of W without b.
 
     The parameters are one float64 array of shape (D + 1, C): a column per class, the intercepts b in the last
-    row; (D, C) without intercept. X (N, D) is dense or CSR, y (N,) holds indices, u (N,) is positive or None.
-    F is computed in the dtype of X.
+    row; (D, C) without intercept. Each row has sum 0. X (N, D) is dense or CSR, y (N,) holds indices, u (N,)
+    is positive or None. F is computed in the dtype of X.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Objective:
             validate=False,
             backend=self.backend,
         )
-        return float(loss), grad.astype(np.float64, copy=False)
+        return float(loss), _balanced(grad)
 
     def curvature(self, w: Floats, v: Floats) -> Floats:
         """H v, where H is the Hessian of F at w."""
@@ -91,7 +91,7 @@ class Objective:
             validate=False,
             backend=self.backend,
         )
-        return found.astype(np.float64, copy=False)
+        return _balanced(found)
 
     def _split(self, w: Floats) -> tuple[Floats, Floats | None]:
         """W (D, C) and b (C,) or None, in the dtype of X: views of w, where it has that dtype."""
@@ -137,6 +137,16 @@ class Objective:
         step = max(1, self.rows // (_ROWS * self.shape[0]))
         x = self.x[::step]
         return x, np.ones(x.shape[0]) if self.weight is None else self.weight[::step]
+
+
+def _balanced(grad: Floats) -> Floats:
+    """With sum 0 over the classes, as it is but for rounding: nothing else would bring that back.
+
+    A shift of all classes changes no probability, and without a penalty (the intercepts') no loss.
+    """
+    grad = grad.astype(np.float64, copy=False)
+    grad -= grad.mean(axis=1, keepdims=True)
+    return grad
 
 
 def _squares(x: Any) -> Floats:

@@ -34,6 +34,7 @@ class Scaling(NamedTuple):
         return g if self.inverse is None else self.inverse.T @ g
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an error says so below
 def scaling(objective: Objective, w: Floats) -> Scaling:
     """The scaling for steps from w on.
 

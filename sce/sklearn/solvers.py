@@ -159,6 +159,7 @@ def _conjugate_gradients(times: Callable[[Floats], Floats], right: Floats) -> Fl
     return x if x.any() else right
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an error says so below
 def epoch(
     objective: Objective,
     w: Floats,
