@@ -301,8 +301,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, X, dtype=np.float64, copy=True)
             if (weight < 0).any():
-                at = int(np.argmax(weight < 0))
-                raise ValueError(f"sample_weight[{at}] is {weight[at]}: weights must not be negative.")
+                row = int(np.argmax(weight < 0))
+                raise ValueError(f"sample_weight[{row}] is {weight[row]}: weights must not be negative.")
         labels, at = np.unique(y, return_inverse=True)
         if classes is not None:
             at = parameters.positions(labels, classes)[at]
@@ -367,11 +367,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return np.column_stack([np.zeros_like(z), z]) if z.ndim == 1 else z
 
     def _steps(self, objective: Objective) -> dict[str, Any]:
-        size, rate = self.batch_size, self.learning_rate
-        if size == "auto":  # an epoch of a few dozen steps at least: it is what the steps shrink by
-            size = min(256, max(1, objective.rows // 32))
-        if rate == "auto":
-            rate = solvers.stable_rate(objective, size)
+        # An epoch has some dozens of steps at least, so that its loss tells whether they should shrink.
+        auto = min(256, max(1, objective.rows // 32))
+        size = auto if self.batch_size == "auto" else self.batch_size
+        auto_rate = self.learning_rate == "auto"
+        rate = solvers.stable_rate(objective, size) if auto_rate else self.learning_rate
         return {"batch_size": size, "momentum": self.momentum, "rate": rate}
 
     def _advice(self, trace: solvers.Trace) -> str:

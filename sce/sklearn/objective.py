@@ -39,7 +39,7 @@ class Objective:
         self.x, self.y, self.weight = x, y, weight
         self.ridge, self.intercept, self.backend = ridge, intercept, backend
         self.label_smoothing = label_smoothing
-        self.rows, self.features = x.shape
+        self.rows, self.features = int(x.shape[0]), int(x.shape[1])
         self.total = float(self.rows) if weight is None else float(weight.sum())
         self.shape = (self.features + intercept, classes)
 
@@ -153,4 +153,5 @@ def _squares(x: Any) -> Floats:
     """The sum of squares of each row."""
     if sparse.issparse(x):
         return np.asarray(x.multiply(x).sum(axis=1), np.float64).ravel()
-    return np.einsum("ij,ij->i", x, x, dtype=np.float64)
+    squares: Floats = np.einsum("ij,ij->i", x, x, dtype=np.float64)
+    return squares

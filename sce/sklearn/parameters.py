@@ -31,8 +31,9 @@ def real(name: str, value: Any, low: float, high: float, *, ends: str) -> None:
     """`ends` are the brackets of the interval: "[)" has its low end in it and its high end not."""
     if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a number, got {value!r}.")
-    above = value >= low if ends[0] == "[" else value > low
-    below = value <= high if ends[1] == "]" else value < high
+    number = float(value)
+    above = number >= low if ends[0] == "[" else number > low
+    below = number <= high if ends[1] == "]" else number < high
     if not (above and below):  # NaN is neither
         raise ValueError(f"{name} must be in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value!r}.")
 

@@ -201,7 +201,7 @@ def stable_rate(objective: Objective, batch_size: int) -> float:
     n, b = objective.rows, min(batch_size, objective.rows)
     mean, row = objective.largest_curvatures()
     smooth = row if n == 1 else (n * (b - 1) * mean + (n - b) * row) / (b * (n - 1))
-    return 1 / smooth
+    return float(1 / smooth)
 
 
 def sgd(
