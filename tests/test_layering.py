@@ -47,12 +47,13 @@ ARROWS = {
         "strict_json",
         "conformance",
         "bench",
+        "sklearn",
     },
     "__main__": {"cli"},
 }
 OUTSIDE = {  # beside NumPy and the standard library
     "linear": {"scipy"},  # whose BLAS adds products up; on demand, and it does without
-    "cli": {"typer", "rich", "scipy", "sklearn"},
+    "cli": {"typer", "rich", "scipy", "sklearn", "matplotlib"},
     # Peers are measured, and the machine's limit needs vector instructions.
     "bench": {
         "numba",
@@ -67,6 +68,7 @@ OUTSIDE = {  # beside NumPy and the standard library
         "quack",
     },
 }
+STACKS = {"sklearn": {"sklearn", "scipy"}}  # an integration's framework, and what that itself stands on
 # What a first-party backend may import behind its door.
 KERNELS = {"numba", "llvmlite", "platformdirs", "cuda", "greenlet"}
 
@@ -146,7 +148,7 @@ def core_faults(source: Source) -> Iterator[str]:
     for found in imports(source):
         if top(found.name) == "sce":
             part = found.name.split(".")[1] if "." in found.name else "sce"
-            legal = {"sce"} if integration else ARROWS[source.part] | ({source.part} - {"sce"})
+            legal = {"sce", source.part} if integration else ARROWS[source.part] | ({source.part} - {"sce"})
             if part not in legal:
                 yield f"{source.module} imports {found.name}"
         elif top(found.name) not in {*sys.stdlib_module_names, "numpy"} | OUTSIDE.get(source.part, set()):
@@ -154,7 +156,7 @@ def core_faults(source: Source) -> Iterator[str]:
                 frameworks.add(top(found.name))
             elif not (top(found.name) == "ml_dtypes" and not found.at_once):  # an optional dtype, on demand
                 yield f"{source.module} imports {found.name}"
-    if len(frameworks) > 1:
+    if len(frameworks) > 1 and not frameworks <= STACKS.get(source.part, set()):
         yield f"{source.module} imports {sorted(frameworks)}: one integration, one framework"
 
 
@@ -240,6 +242,10 @@ def test_every_part_exists() -> None:
         ("sce.conformance.case", "from ..select import decide"),
         ("sce.torch", "from .problem import prepare"),
         ("sce.torch", "import torch, jax"),
+        ("sce.sklearn", "import sklearn, torch"),
+        ("sce.sklearn.solvers", "from sce.problem import prepare"),
+        ("sce.sklearn.solvers", "from sce import checks"),
+        ("sce.sklearn.solvers", "import sce_backends.cpu"),
     ],
 )
 def test_core_rules_bite(module: str, text: str) -> None:
@@ -270,3 +276,5 @@ def test_backend_rules_bite(module: str, package: bool, text: str) -> None:
 def test_an_integration_sees_its_framework_and_the_public_functions() -> None:
     legal = "import torch\nimport sce\nfrom sce import loss_and_grad"
     assert list(core_faults(Source("sce.torch", False, legal))) == []
+    several = "from scipy import sparse\nimport sklearn\nimport sce\nfrom .objective import Objective"
+    assert list(core_faults(Source("sce.sklearn.estimator", False, several))) == []
