@@ -100,7 +100,8 @@ class Ours(NamedTuple):
 
     def prepare(self, given: Inputs) -> Prepared:
         if not self.scipy:
-            products._gemm = lambda code: None  # this process ends with the measurement
+            alone: Any = lambda code: None  # noqa: E731 - of this process, which ends with the measurement
+            products._gemm = alone
         x, w, y = given
         out = LinearGrad(X=np.empty_like(x), W=np.empty_like(w))
         bare = Bare(x, w, y, out)
@@ -168,11 +169,11 @@ class Torch(NamedTuple):
             np.ascontiguousarray(given.W.T)
         ).requires_grad_()  # (C, D), as its layers have it
         y = torch.from_numpy(given.y)
-        chunks = {"options": torch.nn.LinearCrossEntropyOptions()} if self.chunked else {}
+        chunks = torch.nn.LinearCrossEntropyOptions() if self.chunked else None
 
         def loss() -> Any:
             if self.chunked:
-                return functional.linear_cross_entropy(x, w, y, **chunks)
+                return functional.linear_cross_entropy(x, w, y, options=chunks)
             return functional.cross_entropy(functional.linear(x, w), y)
 
         def gradients() -> Any:
@@ -214,14 +215,15 @@ class Jax(NamedTuple):
         def loss(x: Any, w: Any) -> Any:
             return optax.softmax_cross_entropy_with_integer_labels(x @ w, y).mean()
 
+        wait: Any = jax.block_until_ready
         value, both = jax.jit(loss), jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
         def answer(got: Any) -> tuple[float, Array, Array]:
             return float(got[0]), np.asarray(got[1][0]), np.asarray(got[1][1])
 
         calls: dict[str, Callable[[], Any]] = {
-            "gradients": lambda: jax.block_until_ready(both(x, w)),
-            "likelihood": lambda: jax.block_until_ready(value(x, w)),
+            "gradients": lambda: wait(both(x, w)),
+            "likelihood": lambda: wait(value(x, w)),
         }
         return Prepared(calls, answer)
 

@@ -99,13 +99,13 @@ def linear_loss_and_grad(
     Examples
     --------
     >>> import numpy as np, sce
-    >>> X, W = np.array([[1.0, 2.0], [0.0, 1.0]]), np.zeros((2, 3))
+    >>> X, W = np.array([[1.0, 2.0], [0.0, 3.0]]), np.zeros((2, 3))
     >>> loss, grad = sce.linear_loss_and_grad(X, W, np.array([0, 2]), l2=0.1, want=("W",))
     >>> round(float(loss), 6)  # log 3
     1.098612
     >>> grad.W.round(4)
     array([[-0.3333,  0.1667,  0.1667],
-           [-0.5   ,  0.5   , -0.    ]])
+           [-0.1667,  0.8333, -0.6667]])
     >>> grad.X is None
     True
 

@@ -14,8 +14,9 @@ from .model import LinearGrad, Model
 from .products import add_product, multiply
 
 # Bytes of a chunk's logits. Few rows make poor products, and much memory is what this is here to save.
-_CACHED, _MOST = 8 << 20, 40 << 20
+_CACHED, _MOST = 8 << 20, 48 << 20
 _ENOUGH = 512  # rows from which on products are as fast as they get
+_TOGETHER = 16  # rows that a BLAS likes to take together
 _SQUARED = 1 << 16  # elements of W squared at once
 
 
@@ -144,14 +145,15 @@ def _memory(model: Model, step: int) -> Array:
 def _step(model: Model, kept: Array | None, matrices: int) -> int:
     """The rows of a chunk, of which so many matrices shaped like the logits are there at a time."""
     features, classes = model.W.shape
-    row = matrices * classes * model.W.itemsize
+    row: int = matrices * classes * model.W.itemsize
     if model.sparse:
         enough = _MOST // row  # a chunk's product with X^T has D rows, however few its own are
     else:
         enough = _ENOUGH
         if kept is not None or model.dtype != model.W.dtype:
             row += features * model.W.itemsize  # X is copied
-    return max(1, min(max(_CACHED // row, enough), _MOST // row, model.problem.rows))
+    rows = min(max(_CACHED // row, enough), _MOST // row)
+    return max(1, min(rows // _TOGETHER * _TOGETHER or rows, model.problem.rows))
 
 
 def _chunks(model: Model, kept: Array | None, step: int) -> Iterator[Chunk]:
