@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sce.second_order import hvp
 from sce.select import obtain
 
 from . import device, host
 from .model import LinearGrad, direction, is_sparse, model, outputs, placed, vector, wanted
-from .second import hvp
 
 __all__ = ["LinearGrad", "linear_cross_entropy", "linear_hvp", "linear_loss_and_grad"]
 
