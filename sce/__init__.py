@@ -21,8 +21,8 @@ from .jacobian import (
     softmax_jvp,
     softmax_vjp,
 )
-from .second_order import hvp, loss_grad_hess
 from .linear import LinearGrad, linear_cross_entropy, linear_hvp, linear_loss_and_grad
+from .second_order import hvp, loss_grad_hess
 from .select import Decision, backends, use
 from .settings import threads
 

@@ -270,7 +270,16 @@ def prepare_binary(
     elif pos_weight is not None:
         w = checks.real("pos_weight", pos_weight)
     options, reduction, divisor, without = check_numbers(
-        label_smoothing, temperature, None, 0.0, grad_scale, hess_scale, hess_min, reduction, denominator, empty
+        label_smoothing,
+        temperature,
+        None,
+        0.0,
+        grad_scale,
+        hess_scale,
+        hess_min,
+        reduction,
+        denominator,
+        empty,
     )
     if hard:
         y = y.view(np.uint8) if y.dtype == np.bool_ else y

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 import numpy as np
 
 from . import checks
-from .backend import Answer, Array, Backend, Bound, arrays
+from .backend import Answer, Array, Backend, Bound, Illegal, Problem, arrays
 from .device import Place, address, describe, library_of, maker
 from .problem import NO_TARGET, Request, bare, elsewhere, prepare
 from .select import Decision, decide, obtain
@@ -460,7 +460,9 @@ def _as_aligned(call: _Call, at: list[Any]) -> bool:
 def _called(call: _Call, found: list[Any], at: list[Any], request: Request, stream: int) -> dict[str, Any]:
     problem = request.problem
     if problem.validated:
-        checks.illegal(call.bound.inspect(at, stream), problem.classes, request.layout.rows_shape, problem.binary)
+        checks.illegal(
+            call.bound.inspect(at, stream), problem.classes, request.layout.rows_shape, problem.binary
+        )
     call.bound.run(at, stream)
     return dict(zip(call.names, found, strict=True))
 
@@ -491,8 +493,23 @@ def _bound(request: Request, backend: Any) -> tuple[_Call, list[Any], list[Any]]
         answer[name] = cast(Array, layout.view(view)) if name in _MATRICES else view.reshape(-1)
     with np.errstate(all="ignore"):
         bound: Bound = backend.bind(problem, Answer(**answer))
-    at = [x.__array_interface__["data"][0] for x in arrays(problem, Answer(**answer)).values()]
-    return _Call(bound, names, tuple(makers)), found, at
+    return _Call(bound, names, tuple(makers)), found, _addresses(problem, Answer(**answer))
+
+
+def run_on_device(problem: Problem, answer: Answer, backend: Any) -> None:
+    """A problem that is no public function's."""
+    with np.errstate(all="ignore"):
+        backend.bind(problem, answer).run(_addresses(problem, answer), problem.stream)
+
+
+def inspect_on_device(problem: Problem, backend: Any) -> Illegal:
+    """What is illegal among its labels and weights. Waits for the device."""
+    found: Illegal = backend.bind(problem, Answer()).inspect(_addresses(problem, Answer()), problem.stream)
+    return found
+
+
+def _addresses(problem: Problem, answer: Answer) -> list[int]:
+    return [x.__array_interface__["data"][0] for x in arrays(problem, answer).values()]
 
 
 def _row_dtype(name: str, request: Request) -> np.dtype[Any]:

@@ -15,8 +15,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from . import checks
 from .backend import Answer, Array
-from .device import Place, describe, empty, identity
-from .functions import solve
+from .device import Place, describe, identity, maker
+from .functions import run_on_device, solve
 from .layout import on_device
 from .problem import Request, prepare
 from .select import obtain
@@ -229,7 +229,7 @@ def _on_device(x: Any, output: str, axis: int, temperature: float, backend: str 
     chosen = obtain(problem, backend)
     place = Place(problem.device, problem.stream, problem.wait)
     units = identity(x, classes)
-    found = empty(x, (*request.layout.rows_shape, classes, classes), request.like.dtype)
+    found = maker(x, (*request.layout.rows_shape, classes, classes), request.like.dtype)()
     into = describe(found, "the Jacobian", place).reshape(problem.rows, classes, classes)
     unit = describe(units, "the identity", place)
     outer, inner, _ = problem.logits.shape
@@ -245,6 +245,5 @@ def _on_device(x: Any, output: str, axis: int, temperature: float, backend: str 
         of_v = {"direction": vectors, "hess_scale": problem.temperature}
         of_y = {"target": "distribution", "distribution": vectors, "grad_scale": -1.0}
         one = problem._replace(rows=rows * classes, logits=logits, **(of_v if output == "hvp" else of_y))
-        with np.errstate(all="ignore"):
-            chosen.run(one, Answer(**{output: into[part * rows : (part + 1) * rows]}))
+        run_on_device(one, Answer(**{output: into[part * rows : (part + 1) * rows]}), chosen)
     return found

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import sce
-from sce.backend import memory_at
 from sce.device import describe, library_of, place_of
 
 pytest.importorskip("greenlet", reason="the emulator needs greenlet")
@@ -57,48 +56,8 @@ def placed(x):
 
 
 @pytest.fixture(autouse=True)
-def pretended(monkeypatch):
-    """A backend for device arrays that runs in the emulator and remembers what was launched."""
-    module = ModuleType(PLACED)
-    module.on_device, module.debug, module.launches, module.problems = True, False, [], []
-    module.takes_binary = True
-    module.refuses = lambda problem: None
-    module.missing = lambda: None
-
-    def machine():
-        made = emulated.Machine()
-        made.launches = module.launches
-        return made
-
-    class Bound:
-        """In the emulator, at the addresses it is given."""
-
-        def __init__(self, problem, answer):
-            module.problems.append(problem)
-            self.given = problem, answer
-
-        def there(self, at):
-            found = iter(at)
-            for part in self.given:
-                arrays_of = {k: x for k, x in part._asdict().items() if isinstance(x, np.ndarray)}
-                yield part._replace(
-                    **{k: memory_at(next(found), x.shape, x.dtype, x.strides) for k, x in arrays_of.items()}
-                )
-
-        @np.errstate(all="ignore")  # the emulator's arithmetic is NumPy's
-        def inspect(self, at, stream):
-            return execute.illegal(next(self.there(at)), machine(), np.copy)
-
-        @np.errstate(all="ignore")
-        def run(self, at, stream):
-            execute.execute(*self.there(at), machine())
-
-    module.run = None
-    module.bind = Bound
-    module.total_weight = lambda problem: float(execute.total_weight(problem, machine())[0])
-    monkeypatch.setitem(sys.modules, PLACED, module)
-    yield module
-    sce.registry.load.cache_clear()
+def always(pretended):
+    """The backend there is for them."""
 
 
 def both(x, y, outputs=("loss", "grad"), **options):

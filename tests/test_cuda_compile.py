@@ -228,6 +228,8 @@ def test_what_is_compiled_for_a_device():
     newest, binary = compiler.target((99, 0))
     assert not binary  # and on the next the driver compiles the newest PTX
     assert newest >= (12, 0)
+
+
 def elements(dtype, target, hess, many=1 << 20, odd=False, **options):
     """The launch that contiguous logits of a binary problem get."""
     y = np.zeros(1, target) if target != "bfloat16" else cast(np.zeros(1), target)

@@ -29,11 +29,29 @@ ARROWS = {
     "binary": {"backend", "device", "layout", "checks", "problem", "select", "functions"},
     "information": {"backend", "layout", "checks", "problem", "select", "functions"},
     "sce": {
-        "settings", "backend", "select", "functions", "second_order", "jacobian", "binary", "linear", "information",
-    },  # fmt: skip
+        "settings",
+        "backend",
+        "select",
+        "functions",
+        "second_order",
+        "jacobian",
+        "binary",
+        "linear",
+        "information",
+    },
     "machine": {"settings"},
     "strict_json": set(),
-    "bench": {"sce", "backend", "problem", "registry", "select", "functions", "linear", "machine", "strict_json"},
+    "bench": {
+        "sce",
+        "backend",
+        "problem",
+        "registry",
+        "select",
+        "functions",
+        "linear",
+        "machine",
+        "strict_json",
+    },
     "conformance": {"backend", "layout", "checks", "problem", "registry", "functions", "binary"},
     "cli": {
         "sce",
@@ -210,8 +228,16 @@ def test_backends(source: Source) -> None:
 
 
 def test_choice_and_validation_happen_once() -> None:
-    # fresh.py hands it on to the processes that it starts, jax.py asks a framework for silence.
-    readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
+    # fresh.py hands it on to the processes that it starts, jax.py asks a framework for silence, device.py reads
+    # what Numba and cuda.core call their default stream.
+    readers = {
+        "sce.settings",
+        "sce.machine",
+        "sce.select",
+        "sce.bench.cold.fresh",
+        "sce.bench.peers.jax",
+        "sce.device",
+    }
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
     public = {"functions", "second_order", "jacobian", "binary", "linear", "information"}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +13,8 @@ from sce.linear import device
 
 pytest.importorskip("greenlet", reason="the emulator needs greenlet")
 
-from sce_backends.cuda import emulated, execute
 
-PLACED = "pretended.linear"
+PLACED = "pretended.cuda"
 N, D, C = 11, 4, 6
 rng = np.random.default_rng(5)
 X, W, BIAS = rng.normal(size=(N, D)), rng.normal(size=(D, C)), rng.normal(size=C)
@@ -86,26 +84,8 @@ class Held:
 
 
 @pytest.fixture(autouse=True)
-def pretended(monkeypatch):
-    """A backend for device arrays that runs in the emulator and remembers its problems."""
-    module = ModuleType(PLACED)
-    module.on_device, module.debug, module.problems, module.inspected = True, False, [], []
-    module.refuses = lambda problem: None
-    module.missing = lambda: None
-
-    def run(problem, answer):
-        module.problems.append(problem)
-        execute.execute(problem, answer, emulated.Machine())
-
-    def inspect(problem):
-        module.inspected.append(problem)
-        return execute.illegal(problem, emulated.Machine(), np.copy)
-
-    module.run, module.inspect = run, inspect
-    module.total_weight = lambda problem: float(execute.total_weight(problem, emulated.Machine())[0])
-    monkeypatch.setitem(sys.modules, PLACED, module)
-    yield module
-    sce.registry.load.cache_clear()
+def always(pretended):
+    """The backend there is for them."""
 
 
 @pytest.fixture(params=[1000, 4], ids=["one chunk", "chunks"])

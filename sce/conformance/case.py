@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sce.backend import Array, Problem
-from sce.backend import Array
 from sce.binary import prepare_binary
 from sce.problem import NO_TARGET, Request, prepare
 

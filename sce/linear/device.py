@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, cast
 
 from sce import checks
 from sce.backend import Array
-from sce.device import Place, describe, empty, place_of
-from sce.functions import cross_entropy
+from sce.device import Place, describe, maker, place_of
+from sce.functions import cross_entropy, inspect_on_device
 from sce.functions import loss_and_grad as of_logits
 from sce.problem import prepare
 from sce.select import obtain
@@ -90,7 +90,7 @@ def model(
     problem = prepare(logits, y, outputs=outputs, validate=validate, **options).problem
     chosen = cast(Any, obtain(problem, backend))
     if problem.validated:
-        checks.illegal(chosen.inspect(problem), problem.classes, (problem.rows,))
+        checks.illegal(inspect_on_device(problem, chosen), problem.classes, (problem.rows,))
     if problem.reduce and options["reduction"] == "mean":
         own = problem.own_denominator
         options["denominator"] = chosen.total_weight(problem) if own else problem.denominator
@@ -116,7 +116,7 @@ def outputs(model: DeviceModel, want: tuple[str, ...], out: Any) -> LinearGrad:
     made = {name: given.get(name) for name in names}
     for name, into in made.items():
         if into is None:
-            made[name] = empty(model.W, shapes[name], model.of_W.dtype)
+            made[name] = maker(model.W, shapes[name], model.of_W.dtype)()
     return LinearGrad(**made)
 
 
@@ -179,7 +179,7 @@ class Sums:
         if into is None:
             return None
         same = describe(into, "out", self.model.place).dtype == self.dtype
-        sums = into if same else empty(into, tuple(into.shape), self.dtype)
+        sums = into if same else maker(into, tuple(into.shape), self.dtype)()
         sums[...] = 0
         return sums
 
@@ -239,7 +239,7 @@ def _loss(model: DeviceModel, losses: list[Any]) -> Any:
         wide = _library(model.W).float64
         for rows in _blocks(model):
             value = value + model.l2 * (model.W[rows] ** 2).sum(dtype=wide)
-    loss = empty(model.W, (), checks.loss_dtype(model.of_W.dtype))
+    loss = maker(model.W, (), checks.loss_dtype(model.of_W.dtype))()
     loss[...] = value
     return loss
 

@@ -171,13 +171,14 @@ class Bound:
     def __init__(self, problem: Problem, answer: Answer) -> None:
         self._gpu = device(problem.device)
         self._problem, self._answer = problem, answer
-        recorder = Recorder(problem, answer, self._gpu.device)
-        execute(problem, answer, recorder)
-        self._played = Played(self._gpu, recorder.program())
-        self._labels = None if problem.labels is None else recorder.place(problem.labels)[0]
-        self._survey: tuple[Played, Array, int] | None = None
+        self._played: Played | None = None
+        self._survey: tuple[Played, Array, int, int | None] | None = None
 
     def run(self, at: Sequence[int], stream: int) -> None:
+        if self._played is None:
+            recorder = Recorder(self._problem, self._answer, self._gpu.device)
+            execute(self._problem, self._answer, recorder)
+            self._played = Played(self._gpu, recorder.program())
         on = stream_of(self._gpu.index, stream)
         self._played.play(at, on)
         if self._problem.wait:
@@ -188,15 +189,16 @@ class Bound:
             recorder = Recorder(self._problem, self._answer, self._gpu.device)
             if (found := survey(self._problem, recorder)) is None:
                 return Illegal()
-            self._survey = Played(self._gpu, recorder.program()), found, recorder.place(found)[1]
-        played, found, offset = self._survey
+            labels = None if self._problem.labels is None else recorder.place(self._problem.labels)[0]
+            self._survey = Played(self._gpu, recorder.program()), found, recorder.place(found)[1], labels
+        played, found, offset, labels = self._survey
         on = stream_of(self._gpu.index, stream)
         self._gpu.refuse_capture(on)
 
         def read(scratch: int) -> Illegal:
             there = self._problem
-            if there.labels is not None and self._labels is not None:
-                x = memory_at(at[self._labels], there.labels.shape, there.labels.dtype)
+            if there.labels is not None and labels is not None:
+                x = memory_at(at[labels], there.labels.shape, there.labels.dtype)
                 there = there._replace(labels=x)
             down = partial(self._gpu.download, stream=on)
             return verdict(there, down(memory_at(scratch + offset, found.shape, found.dtype)), down)
