@@ -62,6 +62,8 @@ def test_which_kernel_for_the_diagonal(c, options, expected):
     [
         (3, {}, "columns"),
         (3, {"label_smoothing": 0.1, "class_weight": np.ones(3), "dtype": np.float64}, "columns"),
+        (2000, {}, "columns"),
+        (3000, {}, "rows"),
         (3, {"of_v": np.float64}, "rows"),
         (3, {"z_loss": 0.1}, "rows"),
         (3, {"softcap": 9.0}, "rows"),
