@@ -155,14 +155,15 @@ def log_softmax_vjp(
     array([-1.,  1.])
     """
     request = _prepare(x, v, "grad", axis, temperature, out)
-    if out is not None:
-        checks.overlap(request.out, {"v": request.problem.direction})
+    along = request.problem.direction
+    if request.out is not None and along is not None:
+        checks.overlap(request.out, {"v": along})
     return _solve(
         request,
         backend,
         "grad",
         target="distribution",
-        distribution=request.problem.direction,
+        distribution=along,
         direction=None,
         grad_scale=-1.0,
     )
@@ -242,8 +243,8 @@ def _on_device(x: Any, output: str, axis: int, temperature: float, backend: str 
         shape = (rows, classes, classes)
         logits = as_strided(problem.logits[part:], shape, (step, 0, by_class))
         vectors = as_strided(unit, shape, (0, *unit.strides))
-        of_v = {"direction": vectors, "hess_scale": problem.temperature}
-        of_y = {"target": "distribution", "distribution": vectors, "grad_scale": -1.0}
+        of_v: dict[str, Any] = {"direction": vectors, "hess_scale": problem.temperature}
+        of_y: dict[str, Any] = {"target": "distribution", "distribution": vectors, "grad_scale": -1.0}
         one = problem._replace(rows=rows * classes, logits=logits, **(of_v if output == "hvp" else of_y))
         run_on_device(one, Answer(**{output: into[part * rows : (part + 1) * rows]}), chosen)
     return found

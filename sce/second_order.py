@@ -70,7 +70,7 @@ def loss_grad_hess(
     >>> logits = np.array([[2.0, 1.0, 0.0], [0.0, 0.0, 60.0]])
     >>> loss, grad, hess = sce.loss_grad_hess(logits, [0, 2], reduction="sum", hess_min=1e-16)
     >>> hess[0].round(4)
-    array([0.2227, 0.1848, 0.082 ])
+    array([0.2227, 0.1848, 0.0819])
     >>> hess[1]  # the true values are 8.8e-27 and twice that
     array([1.e-16, 1.e-16, 1.e-16])
 

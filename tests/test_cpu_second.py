@@ -62,6 +62,8 @@ def test_which_kernel_for_the_diagonal(c, options, expected):
     [
         (3, {}, "columns"),
         (3, {"label_smoothing": 0.1, "class_weight": np.ones(3), "dtype": np.float64}, "columns"),
+        (2000, {}, "columns"),
+        (3000, {}, "rows"),
         (3, {"of_v": np.float64}, "rows"),
         (3, {"z_loss": 0.1}, "rows"),
         (3, {"softcap": 9.0}, "rows"),
@@ -80,7 +82,7 @@ def cases(dtype, shapes, arrange="contiguous", **options):
         y = y.reshape(np.moveaxis(x, axis, -1).shape[:-1])
         name = f"{dtype} {n}x{c} {arrange}"
         yield Case("", f"{name} {LGH}", x, y, {**given, "hess_min": 1e-3}, LGH, function="loss_grad_hess")
-        v = np.empty_like(x)
+        v = np.empty_like(x, x.dtype.newbyteorder("="))
         v[...] = cast(np.random.default_rng(1).standard_normal(x.shape), dtype)
         for out in (None, "over v"):
             yield Case(
@@ -145,13 +147,11 @@ def test_nothing_beside_the_product_is_written(c, dtype, stores):
         assert (memory == right).all(), at
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_any_number_of_threads_gives_the_same_bits(threads, stores):
+def test_any_number_of_threads_gives_the_same_bits(stores):
     for n, c in ((50_000, 3), (9_000, 70)):
         x, y = some(n, c)
         v = x[::-1].copy()
         with sce.threads(1):
-            want = sce.loss_grad_hess(x, y, backend="cpu"), sce.hvp(x, y, v, backend="cpu")
-        with sce.threads(threads):
-            got = sce.loss_grad_hess(x, y, backend="cpu"), sce.hvp(x, y, v, backend="cpu")
-        assert all(np.array_equal(a, b) for a, b in zip((*got[0], got[1]), (*want[0], want[1]), strict=True))
+            want = (*sce.loss_grad_hess(x, y, backend="cpu"), sce.hvp(x, y, v, backend="cpu"))
+        got = (*sce.loss_grad_hess(x, y, backend="cpu"), sce.hvp(x, y, v, backend="cpu"))
+        assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))

@@ -128,14 +128,14 @@ def slopes(x, o):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_finite_differences_of_the_gradient(seed, backend):
+def test_finite_differences_of_the_gradient(seed):
     rng = np.random.default_rng(seed)
     n, classes = 4, int(rng.integers(2, 9))
     x, v = rng.normal(size=(n, classes)) * 2, rng.normal(size=(n, classes))
     y, o = drawn(rng, n, classes)
     h = 1e-5
     up, down = (sce.loss_and_grad(x + t * v, y, backend="reference", **o)[1] for t in (h, -h))
-    got = sce.hvp(x, y, v, backend=backend, **o)
+    got = sce.hvp(x, y, v, backend="reference", **o)
     np.testing.assert_allclose(got, (up - down) / (2 * h), rtol=1e-7, atol=2e-9 * np.abs(got).max() + 1e-12)
 
 

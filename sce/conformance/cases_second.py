@@ -134,7 +134,7 @@ def _special_v(dtype: str) -> Iterator[Case]:
     y = np.array([2, 0, 0, 3, 3])
     for extra in ({}, {"softcap": 4.0}, {"z_loss": 0.1, "label_smoothing": 0.1}):
         more = "".join(f", {key}" for key in extra)
-        exact = (Exact("hvp", (0, 1), 0.0), Exact("hvp", slice(1, 5), _NAN))
+        exact: tuple[Exact, ...] = (Exact("hvp", (0, 1), 0.0), Exact("hvp", slice(1, 5), _NAN))
         options = {"reduction": "none", "v": cast(v, dtype), **extra}
         yield _case("edges", f"{dtype} special v{more}", dtype, x, y, options, exact)
     for function in ("softmax_jvp", "log_softmax_jvp"):

@@ -116,7 +116,7 @@ def _shift_along(
     p, size, common = rows.p, np.abs(w), common[:, None]
     centred = off * spreads + spread(p * own, w) + common * spreads + _off(rows, bent * size)[1]
     if name == "log_softmax_jvp":
-        return centred
+        return np.asarray(centred)
     s, lam2 = np.abs(problem.hess_scale) * rows.s[:, None], 2 * problem.z_loss
     of_mean = (off + bent + common) * mean + dot(p, (own + bent) * size)[:, None]
     along_z = rows.front[:, None] * (centred + (off + bent) * spreads) + lam2 * (common * spreads + of_mean)

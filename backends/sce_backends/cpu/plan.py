@@ -28,7 +28,7 @@ _TILED = frozenset({"loss", "z_loss", "grad"})  # the outputs of tiles.py and co
 _TILE_BYTES = 1 << 16  # of a tile's exponentials: they stay in a core's own cache
 _COLUMNS_BYTES = 1 << 18  # the same of columns
 _FEW = 64  # classes, up to which rows are turned into columns, and
-_MOST_COLUMNS = 2048  # where they lie that way anyway
+_MOST_COLUMNS = 2048  # where they lie that way anyway, and of Hessian-vector products
 # Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it: a
 # row takes half a millisecond, and waking a thread up to a fifth of one.
 _MANY, _FEW_ROWS = 1 << 20, 4
@@ -223,13 +223,13 @@ def _plan(shape: _Shape) -> Plan:
 
 
 def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
-    hess, most = shape.hess is not None, _MOST_COLUMNS if sideways else _FEW
+    hess = shape.hess is not None
     if shape.outputs == {"hvp"}:
         assert shape.hvp
         assert shape.direction
         plain = shape.target != "distribution" and not shape.capped and not shape.z_loss
         plain = plain and shape.direction[1] == shape.hvp[1] == shape.dtype
-        return "columns" if plain and shape.classes <= most else "rows"
+        return "columns" if plain and shape.classes <= _MOST_COLUMNS else "rows"
     if shape.target == "distribution" or not shape.outputs - {"hess_diag"} <= _TILED:
         return "rows"
     if hess and (shape.capped or shape.z_loss or not shape.grad or shape.grad[1] != shape.dtype):
@@ -240,7 +240,7 @@ def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
         return "rows"
     if shape.smooth and (dtype == "float64" or shape.class_weight):
         return "rows"  # nearly all mass may be at the maximum: its term, too, has to stay apart
-    if shape.classes <= most:
+    if shape.classes <= (_MOST_COLUMNS if sideways else _FEW):
         return "columns"
     if shape.grad is not None and shape.grad[0][2] != shape.grad[1].itemsize:
         return "rows"
