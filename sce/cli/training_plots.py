@@ -119,7 +119,7 @@ def _diagram(axes: Axes, found: Reliability, color: str) -> None:
         markeredgecolor="white",
         zorder=3,
     )
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
     axes.set_aspect("equal")
     axes.set_xlabel("mean probability of the predicted class")
