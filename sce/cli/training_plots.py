@@ -52,7 +52,7 @@ def _loss(result: Training) -> Figure:
     )
     axes = made.subplots()
     axes.plot(x, losses, color=_BLUE, marker="o", markersize=4, markeredgecolor="white")
-    axes.set_yscale("log")
+    style.log_axis(axes.yaxis, losses.min() / 1.2, losses.max() * 1.2, "{:g}")
     axes.set_xlabel("epoch" if per_epoch else "step")
     axes.set_ylabel("mean loss and penalty, nats")
     return made
@@ -87,7 +87,7 @@ def _confusion(result: Training) -> Figure:
 def _reliability(result: Training) -> Figure:
     panels = {
         "as fitted": (result.judged["test"].reliability, _ORANGE),
-        f"at temperature {result.model.temperature_:.3g}": (
+        f"temperature {result.model.temperature_:.3g}": (
             result.judged["test, calibrated"].reliability,
             _BLUE,
         ),
@@ -100,7 +100,7 @@ def _reliability(result: Training) -> Figure:
     )
     for axes, (title, (found, color)) in zip(made.subplots(1, 2, sharey=True), panels.items(), strict=True):
         _diagram(axes, found, color)
-        axes.set_title(f"{title}: expected calibration error {found.error:.3f}")
+        axes.set_title(f"{title}: calibration error {found.error:.3f}")
     made.axes[0].set_ylabel("share that is right")
     return made
 
@@ -119,7 +119,7 @@ def _diagram(axes: Axes, found: Reliability, color: str) -> None:
         markeredgecolor="white",
         zorder=3,
     )
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
     axes.set_aspect("equal")
     axes.set_xlabel("mean probability of the predicted class")

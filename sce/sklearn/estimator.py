@@ -114,7 +114,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     >>> X, y = load_iris(return_X_y=True)
     >>> model = SoftmaxRegression(C=10).fit(X, y)
     >>> model.predict(X[:2]), round(model.score(X, y), 2)
-    (array([0, 0]), 0.97)
+    (array([0, 0]), 0.98)
 
     References
     ----------
