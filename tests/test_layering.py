@@ -228,8 +228,8 @@ def test_backends(source: Source) -> None:
 
 
 def test_choice_and_validation_happen_once() -> None:
-    # fresh.py hands it on to the processes that it starts, jax.py asks a framework for silence, device.py reads
-    # what Numba and cuda.core call their default stream.
+    # fresh.py hands it on to the processes that it starts, jax.py asks a framework for silence, device.py
+    # asks which stream is the default one of Numba.
     readers = {
         "sce.settings",
         "sce.machine",
