@@ -70,10 +70,11 @@ PARAMETERS = np.dtype(
     + [(f"{name}{part}", np.int64) for name in MATRICES for part in ("", "_of_run", "_step")]
 )
 
-Constants = namedtuple("Constants", (*FLOATS, "ignores", "ignored"))
-Constants.__doc__ = "Values, because what lies in memory would be read again after each store."
 # Addresses of an element in each of MATRICES and of its loss, where it is read or written.
-Places = namedtuple("Places", (*MATRICES, "loss"))
+_tuple_of: Any = namedtuple  # mypy wants the names written out
+Places = _tuple_of("Places", (*MATRICES, "loss"))
+# Values, because what lies in memory would be read again after each store.
+Constants = _tuple_of("Constants", (*FLOATS, "ignores", "ignored"))
 
 # Witnesses as in tiles.py: `one` of the compute dtype, `of`, `y_of` and `into` of logits, target and gradient
 # in memory. All else is asked at run time: a branch that always goes the same way costs nothing beside a
