@@ -1,8 +1,7 @@
 """Loss, gradient and Hessian of one logit per element: all of it in vectors of float64.
 
-An element is independent of the others, so memory sets the pace, and float64 with short polynomials is in its
-time: eight exponentials, a quotient and a polynomial take less than eight bytes each of logit, target and
-gradient do. Float32 answers are thereby rounded once. Docs/math.md has the formulas.
+Float32 logits, too: with short polynomials eight exponentials, a quotient and a logarithm are some seventy
+operations, and a float32 answer is rounded once. Docs/math.md has the formulas.
 
 Arrays lie in runs of elements that are equally far apart. What has gaps is brought together a block at a
 time; so is a gradient that streams past the caches, because the lanes of the sum must not depend on its
