@@ -266,6 +266,7 @@ def prepare_binary(
     if not number:
         what = "one weight for each label of the last axis, or a number for all"
         vector = checks.vector("pos_weight", arrays["pos_weight"], x.shape[-1:], what, validate, device)
+        assert vector is not None
         w = np.broadcast_to(vector, x.shape)
     elif pos_weight is not None:
         w = checks.real("pos_weight", pos_weight)

@@ -86,7 +86,7 @@ def _split(backend: Backend, case: Case, full: dict[str, Array]) -> Findings:
 def _part(problem: Problem, tile: tuple[slice, slice], rows: slice) -> Problem:
     """The problem of some of the rows, with the denominator of all."""
     if problem.binary:  # whatever has one value per row has the logits' shape
-        rest = {
+        rest: dict[str, Any] = {
             name: value[tile]
             for name in ("logits", "labels", "distribution", "sample_weight", "pos_weight")
             if isinstance(value := getattr(problem, name), np.ndarray)

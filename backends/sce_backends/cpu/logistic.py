@@ -1,8 +1,7 @@
 """Loss, gradient and Hessian of one logit per element: all of it in vectors of float64.
 
-An element is independent of the others, so memory sets the pace, and float64 with short polynomials is in its
-time: eight exponentials, a quotient and a polynomial take less than eight bytes each of logit, target and
-gradient do. Float32 answers are thereby rounded once. Docs/math.md has the formulas.
+Float32 logits, too: with short polynomials eight exponentials, a quotient and a logarithm are some seventy
+operations, and a float32 answer is rounded once. Docs/math.md has the formulas.
 
 Arrays lie in runs of elements that are equally far apart. What has gaps is brought together a block at a
 time; so is a gradient that streams past the caches, because the lanes of the sum must not depend on its
@@ -70,10 +69,11 @@ PARAMETERS = np.dtype(
     + [(f"{name}{part}", np.int64) for name in MATRICES for part in ("", "_of_run", "_step")]
 )
 
-Constants = namedtuple("Constants", (*FLOATS, "ignores", "ignored"))
-Constants.__doc__ = "Values, because what lies in memory would be read again after each store."
 # Addresses of an element in each of MATRICES and of its loss, where it is read or written.
-Places = namedtuple("Places", (*MATRICES, "loss"))
+_tuple_of: Any = namedtuple  # mypy wants the names written out
+Places = _tuple_of("Places", (*MATRICES, "loss"))
+# Values, because what lies in memory would be read again after each store.
+Constants = _tuple_of("Constants", (*FLOATS, "ignores", "ignored"))
 
 # Witnesses as in tiles.py: `one` of the compute dtype, `of`, `y_of` and `into` of logits, target and gradient
 # in memory. All else is asked at run time: a branch that always goes the same way costs nothing beside a

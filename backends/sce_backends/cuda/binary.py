@@ -206,7 +206,7 @@ def kernel(d: Any, spec: Binary) -> Callable[..., None]:
                     e = exponential(low, zero, shift_0, floor)
                 p, p_tail = fast_two_sum(one, e)
                 p, p_tail = divide(one, zero, p, p_tail)
-                mass, mass_tail = one, zero
+                mass, mass_tail = against + along, zero  # 1, or NaN of no label
                 if not exact:
                     mass, mass_tail = add(against, against_tail, along, along_tail)
 

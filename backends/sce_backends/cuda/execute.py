@@ -196,12 +196,12 @@ def _run_binary(problem: Problem, answer: Answer, machine: Machine, total: Array
     values["hess_min"] = 0.0 if problem.hess_min is None else problem.hess_min
     for name, factor in factors.items():
         values[name], values[f"{name}_tail"] = plan.words(factor, real)
-    sums = problem.reduce and answer.loss is not None
-    if sums:
+    into = answer.loss if problem.reduce else None
+    if into is not None:
         values["loss"] = machine.memory(2 * launch.blocks, real)
     machine.run(launch, values)
-    if sums:
-        _add_up(problem, values["loss"], launch.blocks, True, answer.loss, total, machine)
+    if into is not None:
+        _add_up(problem, values["loss"], launch.blocks, True, into, total, machine)
 
 
 def _elements(problem: Problem, answer: Answer) -> dict[str, Any]:
