@@ -23,8 +23,8 @@ MEANS = np.array([0.0, 2.0, -2.0, 4.0, -4.0])
 DIMENSIONS = (1, 2, 5, 10)
 BALANCED = np.full(5, 10_000)
 IMBALANCED = np.arange(5_000, 30_000, 5_000)
-# Of the mean loss. Where classes hardly overlap (d = 10) a few rows decide on 84 weights; without a penalty they
-# grow until single fresh rows cost a hundred nats.
+# Of the mean loss. Where classes hardly overlap (d = 10) a few rows decide on a hundred weights; without a
+# penalty these grow until single fresh rows cost a hundred nats.
 L2 = 1e-6
 PLOT = Path(__file__).parents[1] / "information" / "mutual_information.svg"
 
