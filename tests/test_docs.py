@@ -67,8 +67,8 @@ def test_mutual_information_is_estimated_to_a_hundredth(experiment):
             line[1:]
         )
         assert max(map(abs, (off, off_imbalanced, off_shifted))) < 0.01
-        assert off_uncorrected < off_shifted
         d = int(line[0])
+        assert d > 2 or off_uncorrected < -0.02  # visibly wrong, where classes overlap
         assert balanced == pytest.approx(module.truth(module.BALANCED, d), abs=6e-5)
         assert imbalanced == pytest.approx(module.truth(module.IMBALANCED, d), abs=6e-5)
 

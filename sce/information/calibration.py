@@ -104,7 +104,7 @@ def reliability(
     equations 2, 3 and 5, for the top label of many classes.
     """
     bins = checks.integer("bins", bins, low=1)
-    strategy = checks.one_of("strategy", strategy, ("uniform", "quantile"))
+    checks.one_of("strategy", strategy, ("uniform", "quantile"))
     nonnegative("sample_weight", sample_weight)
     view: dict[str, Any] = {
         "axis": axis, "temperature": temperature, "softcap": softcap, "logit_bias": logit_bias,

@@ -73,7 +73,7 @@ def kl_divergence(
     ----------
     S. Kullback, R. A. Leibler (1951), "On information and sufficiency".
     """
-    p_is = checks.one_of("p_is", p_is, ("logits", "distribution"))
+    checks.one_of("p_is", p_is, ("logits", "distribution"))
     reduction = reduction_of(reduction, sample_weight)
     if on_device(p) != on_device(logits):
         raise BackendError("p and logits are not in one place, host or device: move them to one first.")
@@ -107,9 +107,9 @@ def _on_host(a: Any, b: Any, scale: float, p_is: str) -> Any:
     step = max(1, _BLOCK // a.shape[1])
     found = np.empty(len(a))
     for i in range(0, len(a), step):
-        block = (np.asarray(x[i : i + step], np.float64) for x in (a, b))
+        p, q = (np.asarray(x[i : i + step], np.float64) for x in (a, b))
         with np.errstate(all="ignore"):
-            found[i : i + step] = _divergence(np, *block, scale, p_is)
+            found[i : i + step] = _divergence(np, p, q, scale, p_is)
     return found
 
 
