@@ -16,7 +16,7 @@ from sce.backend import DTYPES, Answer, Bound, Problem
 on_device: bool = True
 debug: bool = False
 
-MOST_ROWS = 1 << 33  # at four of them a block, a grid has no more
+MOST_ROWS = 1 << 32  # at four of them a block, a grid has them
 
 
 def refuses(problem: Problem) -> str | None:
