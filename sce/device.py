@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Hashable, Sequence
-from functools import cache, partial
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -173,11 +173,15 @@ def read_only(x: Any) -> bool:
     return hasattr(x, "block_until_ready") or bool(facts and facts["data"][1])
 
 
-@cache
-def library_of(kind: Hashable) -> str:
+_libraries: dict[type, str] = {}
+
+
+def library_of(kind: type) -> str:
     """The package that an array's type, or one that it inherits from, comes from."""
-    roots = [base.__module__.partition(".")[0] for base in cast(type, kind).__mro__]
-    return next((root for root in roots if root in _LIBRARIES), roots[0])
+    if (found := _libraries.get(kind)) is None:
+        roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
+        found = _libraries[kind] = next((root for root in roots if root in _LIBRARIES), roots[0])
+    return found
 
 
 _Facts = tuple[int, Any, tuple[int, ...], tuple[int, ...], int]  # device, dtype, shape, strides, address % 16
