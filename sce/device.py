@@ -8,17 +8,16 @@ where its memory is, and its own library, which is imported already, makes the n
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .backend import Array, memory_at
 
-LEGACY, PER_THREAD = 1, 2  # handles of the default stream that waits for the others, and of a thread's own
+LEGACY = 1  # the handle of the default stream that waits for the others
 _KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # DLPack's type codes; 4 is bfloat16
 _LIBRARIES = ("torch", "cupy", "jaxlib", "jax", "numba")
 
@@ -78,14 +77,14 @@ def glance(arrays: Sequence[Any]) -> Glance | None:
     common: list[Any] = [library]
     at: list[int] = []
     try:
-        index = None
+        index = -1
         for x in arrays:
             if x is None:
                 common.append(None)
                 continue
             where, facts = read(x)  # an error, if it is not this library's
             if facts[0] != index:
-                if index is not None:
+                if at:
                     return None
                 index = facts[0]
             at.append(where)
@@ -105,9 +104,10 @@ def place_of(x: Any) -> Place:
         x.block_until_ready()
         return Place(index, LEGACY, True, library)
     handle = getattr(x, "__cuda_array_interface__", {}).get("stream")
-    if handle is None and library == "numba":  # the default stream, where its kernels run as well
-        own = os.environ.get("CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM", "0") not in ("", "0")
-        handle = PER_THREAD if own else LEGACY
+    if (
+        handle is None and library == "numba"
+    ):  # its default stream: this one, or a thread's, which waits for it
+        handle = LEGACY
     return Place(index, int(handle or LEGACY), handle is None, library)
 
 
@@ -173,11 +173,15 @@ def read_only(x: Any) -> bool:
     return hasattr(x, "block_until_ready") or bool(facts and facts["data"][1])
 
 
-@cache
+_libraries: dict[type, str] = {}
+
+
 def library_of(kind: type) -> str:
     """The package that an array's type, or one that it inherits from, comes from."""
-    roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
-    return next((root for root in roots if root in _LIBRARIES), roots[0])
+    if (found := _libraries.get(kind)) is None:
+        roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
+        found = _libraries[kind] = next((root for root in roots if root in _LIBRARIES), roots[0])
+    return found
 
 
 _Facts = tuple[int, Any, tuple[int, ...], tuple[int, ...], int]  # device, dtype, shape, strides, address % 16

@@ -436,7 +436,7 @@ def _solve_on_device(request: Request, backend: Any) -> dict[str, Any]:
         call = alike.calls.get(key) if request.at else None
     if call is not None:
         found, at = [], [*request.at]
-        into = None if request.given_out is None else at.pop()
+        into = 0 if request.given_out is None else at.pop()
         for make in call.makers:
             found.append(request.given_out if make is None else make())
             at.append(into if make is None else address(found[-1]))

@@ -94,14 +94,16 @@ def prepare(
         "out": out,
     }
     outputs = tuple(outputs)
-    key = None
-    if recognise and type(logits) is not np.ndarray and (seen := glance([*arrays.values()])) is not None:
-        options = (
+    seen, key = None, None
+    if recognise and type(logits) is not np.ndarray:
+        seen = glance([*arrays.values()])
+    if seen is not None:
+        asked = (
             name, axis, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction, denominator,
             empty, grad_scale, hess_scale, hess_min, validate, outputs, target is NO_TARGET, v is NO_TARGET,
         )  # fmt: skip
         in_place = out is not None and seen.at[0] == seen.at[-1]
-        key = seen.common, options, tuple(map(type, options)), in_place
+        key = seen.common, asked, tuple(map(type, asked)), in_place
         if (found := _recognised(key, seen, logits, out)) is not None:
             return found
     place = place_of_all(arrays)
@@ -187,7 +189,7 @@ def prepare(
     if place is not None:
         problem = problem._replace(device=place.device, stream=place.stream, wait=place.wait)
         request = Request(problem, where, x, out, problem.empty)
-        alike = None if key is None else _remembered(key, request, len(seen.at))
+        alike = None if seen is None else _remembered(key, request, len(seen.at))
         return request._replace(given=given, given_out=given_out, alike=alike)
     return Request(problem, where, x, out, problem.empty)
 

@@ -520,7 +520,7 @@ ON_H100 = [
 
 
 def made_with(write, tmp_path, *documents):
-    (tmp_path / "gpus").mkdir()
+    (tmp_path / "gpus").mkdir(exist_ok=True)
     for i, each in enumerate(documents):
         write(each, f"gpus/{i}.json")
     done = run(page, write(WHOLE), tmp_path / "page.md", "--on-gpus", tmp_path / "gpus")

@@ -349,11 +349,8 @@ Numba.__module__ = "numba.cuda.cudadrv.devicearray"
 
 
 def test_numbas_arrays_are_on_their_device_and_its_default_stream(monkeypatch, pretended):
-    monkeypatch.delenv("CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM", raising=False)
     assert place_of(Numba(np.zeros(2), 1))[:3] == (1, 1, False)
     assert place_of(Numba(np.zeros(2), 1, 77))[:3] == (1, 77, False)
-    monkeypatch.setenv("CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
-    assert place_of(Numba(np.zeros(2)))[:3] == (0, 2, False)
     current = []
 
     class Gpu:

@@ -18,7 +18,7 @@ on_device: bool = True
 debug: bool = False
 takes_binary: bool = True
 
-MOST_ROWS = 1 << 33  # at four of them a block, a grid has no more
+MOST_ROWS = 1 << 32  # at four of them a block, a grid has them
 
 
 def refuses(problem: Problem) -> str | None:

@@ -13,12 +13,13 @@ import numpy as np
 from llvmlite import ir
 from numba import cuda as numba_cuda
 from numba.cuda import types as numba_types
-from numba.cuda.cudadrv import nvrtc
+from numba.cuda.cudadrv import nvrtc as numba_nvrtc
 from numba.cuda.extending import intrinsic
 
 # Numba's own package of that name, which type checkers see, has less in it.
 cuda: Any = numba_cuda
 types: Any = numba_types
+nvrtc: Any = numba_nvrtc
 
 Capability = tuple[int, int]
 

@@ -236,7 +236,7 @@ def run_on_host(problem: Problem, answer: Answer) -> None:
     try:
         memory = gpu.memory.allocate(ends[-1], stream=on)
         at = [int(memory.handle) + begin for begin in (0, *ends[:-1])]
-        there = {
+        there: dict[str, Any] = {
             name: memory_at(where, x.shape, x.dtype)
             for (name, x), where in zip((given | wanted).items(), at, strict=True)
         }
