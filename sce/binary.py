@@ -288,7 +288,7 @@ def prepare_binary(
     if out is not None:
         checks.out(out, x.shape, checks.matrix_dtypes(x.dtype))
         inputs = {key: as_host(a, key) for key, a in arrays.items() if a is not None and key != "out"}
-        checks.overlap(out, inputs, in_place="logits")
+        checks.overlap(out, inputs, in_place=("logits",))
 
     own = device and reduction == "mean" and divisor is None and (u is not None or ignore is not None)
     if reduction == "mean" and divisor is None and not own:
