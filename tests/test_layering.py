@@ -65,6 +65,7 @@ ARROWS = {
         "strict_json",
         "conformance",
         "bench",
+        "information",
         "sklearn",
     },
     "__main__": {"cli"},
@@ -228,16 +229,8 @@ def test_backends(source: Source) -> None:
 
 
 def test_choice_and_validation_happen_once() -> None:
-    # fresh.py hands it on to the processes that it starts, jax.py asks a framework for silence, device.py
-    # asks which stream is the default one of Numba.
-    readers = {
-        "sce.settings",
-        "sce.machine",
-        "sce.select",
-        "sce.bench.cold.fresh",
-        "sce.bench.peers.jax",
-        "sce.device",
-    }
+    # fresh.py hands it on to the processes that it starts, jax.py asks a framework for silence.
+    readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
     public = {"functions", "second_order", "jacobian", "binary", "linear", "information"}

@@ -105,17 +105,6 @@ def test_what_does_not_converge() -> None:
     assert "not converged: raise --max-iter or --tol (0.0001)" in found.stdout
 
 
-def test_reliability() -> None:
-    confidence = np.array([0.05, 0.1, 0.85, 0.9, 0.95, 1.0])
-    right = np.array([False, True, True, False, True, True])
-    found = train._reliability(confidence, right)
-    np.testing.assert_array_equal(found.weight, [2, 0, 0, 0, 0, 0, 0, 0, 2, 2])
-    np.testing.assert_allclose(found.confidence[[0, 8, 9]], [0.075, 0.875, 0.975])
-    np.testing.assert_allclose(found.accuracy[[0, 8, 9]], [0.5, 0.5, 1.0])
-    assert np.isnan(found.accuracy[1])
-    assert found.error == pytest.approx((0.425 + 0.375 + 0.025) / 3)
-
-
 def test_backend_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.registry, "missing", lambda name: "no such processor.")
     found = run("iris", "--backend", "reference")

@@ -15,6 +15,7 @@ from rich.console import Console
 from sce import cross_entropy, registry
 from sce.backend import Array
 from sce.bench.clock import Rounds, alternate
+from sce.information import Reliability, reliability
 
 from .files import UsageError
 from .tables import Note, duration, percent, print_line, print_notes, say, table
@@ -39,20 +40,6 @@ class Data(NamedTuple):
     train: Split
     calibrate: Split
     test: Split
-
-
-class Reliability(NamedTuple):
-    """Rows in bins of their confidence, the probability of the class that is predicted."""
-
-    weight: NDArray[np.float64]  # (B,), rows in each
-    confidence: NDArray[np.float64]  # (B,), mean of the bin, NaN where there is no row
-    accuracy: NDArray[np.float64]  # (B,), share that is right
-
-    @property
-    def error(self) -> float:
-        """The expected calibration error: what confidence and accuracy differ by, in the mean over rows."""
-        there = self.weight > 0
-        return float(np.average(np.abs(self.confidence - self.accuracy)[there], weights=self.weight[there]))
 
 
 class Judgement(NamedTuple):
@@ -171,18 +158,8 @@ def judge(model: Any, rows: Split) -> Judgement:
         len(rows.y),
         float(cross_entropy(log_p, at, backend=model.backend)),  # log-probabilities are logits
         float(right.mean()),
-        _reliability(np.exp(log_p.max(axis=1)), right),
+        reliability(log_p, at, bins=_BINS, backend=model.backend),
     )
-
-
-def _reliability(confidence: Array, right: Array) -> Reliability:
-    """Bins of equal width, closed above."""
-    at = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
-    count, total, correct = (
-        np.bincount(at, weights, _BINS).astype(np.float64) for weights in (None, confidence, right)
-    )
-    with np.errstate(invalid="ignore"):  # 0 / 0: an empty bin has no mean
-        return Reliability(count, total / count, correct / count)
 
 
 def show(result: Training, out: Console) -> None:

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sce.bench.plots import style
+from sce.information import Reliability
 
-from .train import Reliability, Training, confusion
+from .train import Training, confusion
 
 _BLUE, _ORANGE = "#0063a8", "#c44e00"  # Okabe and Ito's, darkened, as in the benches
 
