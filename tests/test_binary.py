@@ -114,7 +114,7 @@ def test_a_mean_divides_by_sample_weights_alone():
     assert sce.binary_cross_entropy(X, ignored, **options) == pytest.approx(want, rel=1e-15)
 
 
-def test_pytorch_agrees(backend):
+def test_torch_agrees(backend):
     torch = pytest.importorskip("torch", reason="compares with PyTorch")
     x = torch.tensor(X, requires_grad=True)
     weight = torch.tensor([1.0, 2.5, 0.5], dtype=torch.float64)
