@@ -127,8 +127,13 @@ def vector(problem: Problem, answer: Answer) -> tuple[int, bool]:
     return 1, False
 
 
-def shape_of(rows: int, classes: int, width: int, edge: bool, size: int, device: Device) -> Shape:
-    """How threads share a row of logits that take `size` bytes in a register, `width` of them a vector."""
+def shape_of(
+    rows: int, classes: int, width: int, edge: bool, size: int, device: Device, wide: bool = True
+) -> Shape:
+    """How threads share a row of logits that take `size` bytes in a register, `width` of them a vector.
+
+    Not `wide`: options need the registers that a thread would keep most logits in.
+    """
     most_here = KEPT if width > 1 else KEPT_SINGLE
     kept, kept_wide = (words * 4 // size // width for words in (most_here, KEPT_WIDE))
     slots = -(-classes // width)
@@ -146,7 +151,7 @@ def shape_of(rows: int, classes: int, width: int, edge: bool, size: int, device:
                 return Shape("one", 1, threads, -(-slots // threads), 1, 1)
         if not clusters and slots <= WIDE_BLOCK * kept:
             return Shape("one", 1, WIDE_BLOCK, -(-slots // WIDE_BLOCK), 1, 1)
-        for threads, most in ((BLOCK, kept), (WIDE_BLOCK, kept), (WIDE_BLOCK, kept_wide)):
+        for threads, most in ((BLOCK, kept), (WIDE_BLOCK, kept), (WIDE_BLOCK, kept_wide if wide else kept)):
             for blocks in (2, 4, CLUSTER):
                 if clusters and slots <= blocks * threads * most:
                     vectors = -(-slots // (blocks * threads))
@@ -198,7 +203,8 @@ def _rows(facts: _Facts, device: Device, limits: tuple[int, ...]) -> list[Launch
     """`limits` are this module's, which tests change."""
     width, edge = facts.vector
     size = 8 if facts.logits == "float64" else 4
-    shape = shape_of(facts.rows, facts.classes, width, edge, size, device)
+    options = facts.tempered + facts.smooth + facts.squared
+    shape = shape_of(facts.rows, facts.classes, width, edge, size, device, wide=options < 2)
     more = device.capability < (9, 0) or facts.tempered or facts.smooth or facts.squared or facts.scaled
     spec = Rows(
         logits=facts.logits,

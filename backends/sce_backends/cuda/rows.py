@@ -102,11 +102,14 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
     write, put = d.writer(to, real), d.putter(to, real)
     bytes_each = np.int32(16 // width)
     kept = vectors * width
-    half = vectors // 2 if kept > 32 else vectors  # the compiler unrolls no longer loop of so much
     wants_grad, wants_loss, pairs = bool(spec.grad), bool(spec.loss), spec.loss == "pairs"
     tempered, scaled, ignores = spec.tempered, spec.scaled, spec.ignores
     smooth, squared = spec.smooth, spec.squared
     sums_logits = smooth and wants_loss
+    # The compiler unrolls no longer loop of so much: what it does not unroll is an array in memory.
+    pieces = 4 if tempered or smooth else 2 if kept > 32 else 1
+    piece = -(-vectors // pieces)
+    until_2, until_3, until_4 = (min(vectors, i * piece) for i in (1, 2, 3))
     first, second, in_cluster = spec.parts == "first", spec.parts == "second", spec.parts == "cluster"
     one, blocks_of_row = spec.parts == "one", spec.cluster
     halves = spec.cluster // 2
@@ -164,11 +167,11 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
         z, tail = x, zero
         if tempered:
             z, tail = scaled_by(x, over_t, over_t_tail)
-        if z > minus_inf:
-            h, error = two_sum(h, z)
-            t = t + (error + tail)
-            n = n + one_real
-        return h, t, n
+        one_more = one_real
+        if not z > minus_inf:
+            z, tail, one_more = zero, zero, zero
+        h, error = two_sum(h, z)
+        return h, t + (error + tail), n + one_more
 
     @d.inline
     def product(e, by, by_tail, less):
@@ -403,9 +406,13 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
             if second:
                 z_h, z_t, n, n_tail = merged_logits(found, row * parts, parts, base, over_t, over_t_tail)
             else:
-                z_h, z_t, n = logits(kept_here, 0, half, z_h, z_t, n, over_t, over_t_tail)
-                if half < vectors:
-                    z_h, z_t, n = logits(kept_here, half, vectors, z_h, z_t, n, over_t, over_t_tail)
+                z_h, z_t, n = logits(kept_here, 0, until_2, z_h, z_t, n, over_t, over_t_tail)
+                if until_2 < until_3:
+                    z_h, z_t, n = logits(kept_here, until_2, until_3, z_h, z_t, n, over_t, over_t_tail)
+                if until_3 < until_4:
+                    z_h, z_t, n = logits(kept_here, until_3, until_4, z_h, z_t, n, over_t, over_t_tail)
+                if until_4 < vectors:
+                    z_h, z_t, n = logits(kept_here, until_4, vectors, z_h, z_t, n, over_t, over_t_tail)
                 if edge:
                     z_h, z_t, n = one_logit(of_edge, z_h, z_t, n, over_t, over_t_tail)
                 z_h, z_t = fast_two_sum(z_h, z_t)
@@ -416,9 +423,19 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                 n, n_tail = of_cluster_total(n, n_tail)
         # A sum that begins above all terms is never smaller than one: three operations find a rounding error.
         r, r_tail = above, zero
-        r, r_tail = exponentials(kept_here, 0, half, r, r_tail, shift_k, floor, over_t, over_t_tail)
-        if half < vectors:
-            r, r_tail = exponentials(kept_here, half, vectors, r, r_tail, shift_k, floor, over_t, over_t_tail)
+        r, r_tail = exponentials(kept_here, 0, until_2, r, r_tail, shift_k, floor, over_t, over_t_tail)
+        if until_2 < until_3:
+            r, r_tail = exponentials(
+                kept_here, until_2, until_3, r, r_tail, shift_k, floor, over_t, over_t_tail
+            )
+        if until_3 < until_4:
+            r, r_tail = exponentials(
+                kept_here, until_3, until_4, r, r_tail, shift_k, floor, over_t, over_t_tail
+            )
+        if until_4 < vectors:
+            r, r_tail = exponentials(
+                kept_here, until_4, vectors, r, r_tail, shift_k, floor, over_t, over_t_tail
+            )
         if edge:
             of_edge = exp_of(of_edge, shift_k, floor, over_t, over_t_tail)
             if not second:
