@@ -84,8 +84,8 @@ def takes_rows(problem: Problem, answer: Answer) -> bool:
         return False
     if problem.classes > _MOST:
         return False
-    if (problem.label_smoothing or problem.z_loss) and problem.class_weight is not None:
-        return False  # weights of classes are in a row's scale, which is not that of these terms
+    if problem.label_smoothing or (problem.z_loss and problem.class_weight is not None):
+        return False  # the weight of a class is in a row's scale, which is not the z-loss's
     if not all(runs(x) for x in (problem.logits, answer.grad) if x is not None):
         return False
     factors = [problem.temperature, problem.denominator]
@@ -173,7 +173,6 @@ class _Facts(NamedTuple):
     loss: str
     vector: tuple[int, bool]
     tempered: bool
-    smooth: bool
     squared: bool
     scaled: bool
     ignores: bool
@@ -190,7 +189,6 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
         loss="" if answer.loss is None else "pairs" if problem.reduce else "rows",
         vector=vector(problem, answer),
         tempered=problem.temperature != 1.0,
-        smooth=problem.label_smoothing != 0.0,
         squared=problem.z_loss != 0.0,
         scaled=scaled(problem),
         ignores=ignores(problem),
@@ -203,9 +201,9 @@ def _rows(facts: _Facts, device: Device, limits: tuple[int, ...]) -> list[Launch
     """`limits` are this module's, which tests change."""
     width, edge = facts.vector
     size = 8 if facts.logits == "float64" else 4
-    options = facts.tempered + facts.smooth + facts.squared
-    shape = shape_of(facts.rows, facts.classes, width, edge, size, device, wide=options < 2)
-    more = device.capability < (9, 0) or facts.tempered or facts.smooth or facts.squared or facts.scaled
+    wide = not (facts.tempered and facts.squared)
+    shape = shape_of(facts.rows, facts.classes, width, edge, size, device, wide)
+    more = device.capability < (9, 0) or facts.tempered or facts.squared or facts.scaled
     spec = Rows(
         logits=facts.logits,
         grad=facts.grad,
@@ -219,7 +217,6 @@ def _rows(facts: _Facts, device: Device, limits: tuple[int, ...]) -> list[Launch
         edge=edge,
         groups=shape.groups,
         tempered=facts.tempered,
-        smooth=facts.smooth,
         squared=facts.squared,
         scaled=facts.scaled,
         ignores=facts.ignores,
