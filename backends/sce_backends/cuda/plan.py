@@ -128,13 +128,20 @@ def vector(problem: Problem, answer: Answer) -> tuple[int, bool]:
 
 
 def shape_of(
-    rows: int, classes: int, width: int, edge: bool, size: int, device: Device, wide: bool = True
+    rows: int,
+    classes: int,
+    width: int,
+    edge: bool,
+    size: int,
+    device: Device,
+    wide: bool = True,
+    most: int = KEPT,
 ) -> Shape:
     """How threads share a row of logits that take `size` bytes in a register, `width` of them a vector.
 
-    Not `wide`: options need the registers that a thread would keep most logits in.
+    A thread keeps `most` words of logits; `wide`, it may keep KEPT_WIDE of the longest rows'.
     """
-    most_here = KEPT if width > 1 else KEPT_SINGLE
+    most_here = most if width > 1 else min(most, KEPT_SINGLE)
     kept, kept_wide = (words * 4 // size // width for words in (most_here, KEPT_WIDE))
     slots = -(-classes // width)
     lanes = 1 << max(0, -(-slots // kept) - 1).bit_length()  # few: what a row costs is paid by each of them
@@ -151,9 +158,13 @@ def shape_of(
                 return Shape("one", 1, threads, -(-slots // threads), 1, 1)
         if not clusters and slots <= WIDE_BLOCK * kept:
             return Shape("one", 1, WIDE_BLOCK, -(-slots // WIDE_BLOCK), 1, 1)
-        for threads, most in ((BLOCK, kept), (WIDE_BLOCK, kept), (WIDE_BLOCK, kept_wide if wide else kept)):
+        for threads, at_most in (
+            (BLOCK, kept),
+            (WIDE_BLOCK, kept),
+            (WIDE_BLOCK, kept_wide if wide else kept),
+        ):
             for blocks in (2, 4, CLUSTER):
-                if clusters and slots <= blocks * threads * most:
+                if clusters and slots <= blocks * threads * at_most:
                     vectors = -(-slots // (blocks * threads))
                     return Shape("cluster", blocks, threads, vectors, 1, blocks)
     vectors = kept
@@ -201,8 +212,11 @@ def _rows(facts: _Facts, device: Device, limits: tuple[int, ...]) -> list[Launch
     """`limits` are this module's, which tests change."""
     width, edge = facts.vector
     size = 8 if facts.logits == "float64" else 4
-    wide = not (facts.tempered and facts.squared)
-    shape = shape_of(facts.rows, facts.classes, width, edge, size, device, wide)
+    # For compute capability 10 the compiler unrolls no longer loop with a temperature: an array in memory.
+    short = facts.tempered and device.capability >= (10, 0)
+    most = (KEPT // 2 if size == 4 else KEPT // 4) if short else KEPT
+    wide = not (short or (facts.tempered and facts.squared))
+    shape = shape_of(facts.rows, facts.classes, width, edge, size, device, wide, most)
     more = device.capability < (9, 0) or facts.tempered or facts.squared or facts.scaled
     spec = Rows(
         logits=facts.logits,
