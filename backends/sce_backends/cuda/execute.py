@@ -134,8 +134,6 @@ def _run_rows(
     blocks = launches[0].blocks
     of_grad = problem.grad_scale / problem.temperature
     unit = 1.0 / problem.denominator
-    spread = problem.label_smoothing / problem.classes
-    others = spread * (problem.classes - 1)
     values: dict[str, Any] = {
         "logits": problem.logits,
         "labels": problem.labels,
@@ -155,9 +153,6 @@ def _run_rows(
         ("of_loss", unit),
         ("of_grad", of_grad * unit),
         ("over_t", 1.0 / problem.temperature),
-        ("spread", spread),
-        ("own", 1.0 - others),
-        ("others", others),
         ("lam", problem.z_loss),
     ):
         values[name], values[f"{name}_tail"] = plan.words(factor, real)

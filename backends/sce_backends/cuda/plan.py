@@ -87,8 +87,8 @@ def takes_rows(problem: Problem, answer: Answer) -> bool:
         return False
     if problem.classes > _MOST:
         return False
-    if (problem.label_smoothing or problem.z_loss) and problem.class_weight is not None:
-        return False  # weights of classes are in a row's scale, which is not that of these terms
+    if problem.label_smoothing or (problem.z_loss and problem.class_weight is not None):
+        return False  # the weight of a class is in a row's scale, which is not the z-loss's
     if not all(runs(x) for x in (problem.logits, answer.grad) if x is not None):
         return False
     factors = [problem.temperature, problem.denominator]
@@ -130,9 +130,21 @@ def vector(problem: Problem, answer: Answer) -> tuple[int, bool]:
     return 1, False
 
 
-def shape_of(rows: int, classes: int, width: int, edge: bool, size: int, device: Device) -> Shape:
-    """How threads share a row of logits that take `size` bytes in a register, `width` of them a vector."""
-    most_here = KEPT if width > 1 else KEPT_SINGLE
+def shape_of(
+    rows: int,
+    classes: int,
+    width: int,
+    edge: bool,
+    size: int,
+    device: Device,
+    wide: bool = True,
+    most: int = KEPT,
+) -> Shape:
+    """How threads share a row of logits that take `size` bytes in a register, `width` of them a vector.
+
+    A thread keeps `most` words of logits; `wide`, it may keep KEPT_WIDE of the longest rows'.
+    """
+    most_here = most if width > 1 else min(most, KEPT_SINGLE)
     kept, kept_wide = (words * 4 // size // width for words in (most_here, KEPT_WIDE))
     slots = -(-classes // width)
     lanes = 1 << max(0, -(-slots // kept) - 1).bit_length()  # few: what a row costs is paid by each of them
@@ -149,9 +161,13 @@ def shape_of(rows: int, classes: int, width: int, edge: bool, size: int, device:
                 return Shape("one", 1, threads, -(-slots // threads), 1, 1)
         if not clusters and slots <= WIDE_BLOCK * kept:
             return Shape("one", 1, WIDE_BLOCK, -(-slots // WIDE_BLOCK), 1, 1)
-        for threads, most in ((BLOCK, kept), (WIDE_BLOCK, kept), (WIDE_BLOCK, kept_wide)):
+        for threads, at_most in (
+            (BLOCK, kept),
+            (WIDE_BLOCK, kept),
+            (WIDE_BLOCK, kept_wide if wide else kept),
+        ):
             for blocks in (2, 4, CLUSTER):
-                if clusters and slots <= blocks * threads * most:
+                if clusters and slots <= blocks * threads * at_most:
                     vectors = -(-slots // (blocks * threads))
                     return Shape("cluster", blocks, threads, vectors, 1, blocks)
     vectors = kept
@@ -171,7 +187,6 @@ class _Facts(NamedTuple):
     loss: str
     vector: tuple[int, bool]
     tempered: bool
-    smooth: bool
     squared: bool
     scaled: bool
     ignores: bool
@@ -188,7 +203,6 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
         loss="" if answer.loss is None else "pairs" if problem.reduce else "rows",
         vector=vector(problem, answer),
         tempered=problem.temperature != 1.0,
-        smooth=problem.label_smoothing != 0.0,
         squared=problem.z_loss != 0.0,
         scaled=scaled(problem),
         ignores=ignores(problem),
@@ -201,8 +215,12 @@ def _rows(facts: _Facts, device: Device, limits: tuple[int, ...]) -> list[Launch
     """`limits` are this module's, which tests change."""
     width, edge = facts.vector
     size = 8 if facts.logits == "float64" else 4
-    shape = shape_of(facts.rows, facts.classes, width, edge, size, device)
-    more = device.capability < (9, 0) or facts.tempered or facts.smooth or facts.squared or facts.scaled
+    # For compute capability 10 the compiler unrolls no longer loop with a temperature: an array in memory.
+    short = facts.tempered and device.capability >= (10, 0)
+    most = (KEPT // 2 if size == 4 else KEPT // 4) if short else KEPT
+    wide = not (short or (facts.tempered and facts.squared))
+    shape = shape_of(facts.rows, facts.classes, width, edge, size, device, wide, most)
+    more = device.capability < (9, 0) or facts.tempered or facts.squared or facts.scaled
     spec = Rows(
         logits=facts.logits,
         grad=facts.grad,
@@ -216,7 +234,6 @@ def _rows(facts: _Facts, device: Device, limits: tuple[int, ...]) -> list[Launch
         edge=edge,
         groups=shape.groups,
         tempered=facts.tempered,
-        smooth=facts.smooth,
         squared=facts.squared,
         scaled=facts.scaled,
         ignores=facts.ignores,

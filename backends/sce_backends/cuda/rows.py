@@ -42,7 +42,6 @@ class Rows(NamedTuple):
     edge: bool
     groups: int  # of a block
     tempered: bool
-    smooth: bool  # label smoothing
     squared: bool  # a z-loss
     scaled: bool  # the rows' scales come from memory
     ignores: bool
@@ -53,11 +52,9 @@ POINTERS = ("logits", "labels", "scales", "grad", "loss", "found")
 INTEGERS = ("n", "classes", "step", "grad_step", "ignored", "parts")
 FLOATS = (  # each in two words
     "of_loss", "of_loss_tail", "of_grad", "of_grad_tail", "over_t", "over_t_tail",
-    "spread", "spread_tail", "own", "own_tail", "others", "others_tail",  # q of a class, the target, the rest
     "lam", "lam_tail",
 )  # fmt: skip
-FOUND = 7  # words that the first launch leaves of each part: top, R and its tail, the target's logit, and of
-# what is summed for label smoothing the sum, its tail and the number of logits
+FOUND = 4  # words that the first launch leaves of each part: top, R and its tail, the target's logit
 SCALES = (
     4  # words of a row's scale: two for the loss, two for the gradient; the last is NaN for a row left out
 )
@@ -105,8 +102,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
     half = vectors // 2 if kept > 32 else vectors  # the compiler unrolls no longer loop of so much
     wants_grad, wants_loss, pairs = bool(spec.grad), bool(spec.loss), spec.loss == "pairs"
     tempered, scaled, ignores = spec.tempered, spec.scaled, spec.ignores
-    smooth, squared = spec.smooth, spec.squared
-    sums_logits = smooth and wants_loss
+    squared = spec.squared
     first, second, in_cluster = spec.parts == "first", spec.parts == "second", spec.parts == "cluster"
     one, blocks_of_row = spec.parts == "one", spec.cluster
     halves = spec.cluster // 2
@@ -152,32 +148,9 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
         return r, r_tail
 
     @d.inline
-    def logits(kept_here, first_one, last, h, t, n, over_t, over_t_tail):
-        """Sum and number of some vectors' z - base that are not -inf: not masked, padding or the target."""
-        for q in range(first_one, last):
-            for j in range(width):
-                h, t, n = one_logit(kept_here[q * width + j], h, t, n, over_t, over_t_tail)
-        return h, t, n
-
-    @d.inline
-    def one_logit(x, h, t, n, over_t, over_t_tail):
-        z, tail = x, zero
-        if tempered:
-            z, tail = scaled_by(x, over_t, over_t_tail)
-        if z > minus_inf:
-            h, error = two_sum(h, z)
-            t = t + (error + tail)
-            n = n + one_real
-        return h, t, n
-
-    @d.inline
-    def product(e, by, by_tail, less):
-        """e times a pair, less what smoothing takes, rounded once. Half precision has no use for the tail."""
-        if single:
-            v = fma(e, by, -less) if smooth else e * by
-        else:
-            v = fma(e, by, fma(e, by_tail, -less) if smooth else times(e, by_tail))
-        return v
+    def product(e, by, by_tail):
+        """e times a pair, rounded once. Half precision has no use for the second word."""
+        return e * by if single else fma(e, by, times(e, by_tail))
 
     @d.inline
     def of_cluster_largest(v):
@@ -247,33 +220,6 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
         return h, t
 
     @d.inline
-    def merged_logits(found, place, parts, base, over_t, over_t_tail):
-        """The parts' sums of z less their own bases, as sums of z less this one; and their number."""
-        h, t, n, n_tail = zero, zero, zero, zero
-        j = np.int64(cuda.threadIdx.x % WARP)
-        while j < parts:
-            at = (place + j) * FOUND
-            base_j, _ = pivot_of(read_word(found, at), over_t)
-            many = read_word(found, at + 6)
-            if many != zero:
-                h, t = add(h, t, read_word(found, at + 4), read_word(found, at + 5))
-                g, error = two_sum(base_j, -base)
-                if tempered:
-                    g, error = multiply(g, error, over_t, over_t_tail)
-                g, error = multiply(g, error, many, zero)
-                h, t = add(h, t, g, error)
-                n, n_tail = add(n, n_tail, many, zero)
-            j += WARP
-        o = WARP // 2
-        while o > 0:
-            h, t = add(h, t, cuda.shfl_xor_sync(everyone, h, o), cuda.shfl_xor_sync(everyone, t, o))
-            n, n_tail = add(
-                n, n_tail, cuda.shfl_xor_sync(everyone, n, o), cuda.shfl_xor_sync(everyone, n_tail, o)
-            )
-            o >>= 1
-        return h, t, n, n_tail
-
-    @d.inline
     def lse_of(h, t, s, s_tail, faded, of_y, tail, k):
         """lse - base as a pair: log S + k ln 2; where S has faded, (lse - z_y) + (z_y - base)."""
         if faded:
@@ -302,7 +248,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
     def rows(
         x, labels, scales, grad, loss, found, n, classes, step, grad_step, ignored, parts,
         of_loss, of_loss_tail, of_grad, of_grad_tail, over_t, over_t_tail,
-        spread, spread_tail, own, own_tail, others, others_tail, lam, lam_tail,
+        lam, lam_tail,
     ):  # fmt: skip
         thread = cuda.threadIdx.x
         lane = thread % lanes
@@ -398,22 +344,6 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                 for j in range(width):
                     kept_here[q * width + j] = kept_here[q * width + j] - base
             of_edge = of_edge - base
-        z_h, z_t, n, n_tail = zero, zero, zero, zero
-        if sums_logits:
-            if second:
-                z_h, z_t, n, n_tail = merged_logits(found, row * parts, parts, base, over_t, over_t_tail)
-            else:
-                z_h, z_t, n = logits(kept_here, 0, half, z_h, z_t, n, over_t, over_t_tail)
-                if half < vectors:
-                    z_h, z_t, n = logits(kept_here, half, vectors, z_h, z_t, n, over_t, over_t_tail)
-                if edge:
-                    z_h, z_t, n = one_logit(of_edge, z_h, z_t, n, over_t, over_t_tail)
-                z_h, z_t = fast_two_sum(z_h, z_t)
-                z_h, z_t = gather(z_h, z_t)
-                n, n_tail = gather(n, zero)
-            if in_cluster:
-                z_h, z_t = of_cluster_total(z_h, z_t)
-                n, n_tail = of_cluster_total(n, n_tail)
         # A sum that begins above all terms is never smaller than one: three operations find a rounding error.
         r, r_tail = above, zero
         r, r_tail = exponentials(kept_here, 0, half, r, r_tail, shift_k, floor, over_t, over_t_tail)
@@ -438,10 +368,6 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                 write_word(found, place + 1, r)
                 write_word(found, place + 2, r_tail)
                 write_word(found, place + 3, x_y)
-                if sums_logits:
-                    write_word(found, place + 4, z_h)
-                    write_word(found, place + 5, z_t)
-                    write_word(found, place + 6, n)
         else:
             # The target's exponential, E. Where it would overflow, the others fade instead.
             z_y, z_tail = two_sum(x_y, -base)
@@ -470,7 +396,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
             # lse - base, lse, and the z-loss's slope 2 lam lse.
             lse_h, lse_t, whole, whole_t, bend, bend_t = zero, zero, zero, zero, zero, zero
             more_h, more_t = zero, zero
-            if squared or sums_logits:
+            if squared:
                 more_h, more_t = loss_of(r, r_tail, e_y, s, s_tail, z_y, z_tail, k)
                 lse_h, lse_t = lse_of(more_h, more_t, s, s_tail, fade != one_real, z_y, z_tail, k)
             if squared:
@@ -483,20 +409,10 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
             if wants_loss and lane == 0 and part == 0 and active:
                 h, t = zero, zero
                 if counted:
-                    if smooth or squared:
+                    if squared:
                         h, t = more_h, more_t
                     else:
                         h, t = loss_of(r, r_tail, e_y, s, s_tail, z_y, z_tail, k)
-                    if smooth:
-                        # own (lse - z_y) + spread sum (lse - z_k); masked classes have mass and cost infinity
-                        if abs(h) < inf:
-                            h, t = multiply(h, t, own, own_tail)
-                        g, error = multiply(lse_h, lse_t, n, n_tail)
-                        g, error = add(g, error, -z_h, -z_t)
-                        g, error = multiply(g, error, spread, spread_tail)
-                        h, t = add(h, t, g, error)
-                        if np.int64(n) + np.int64(n_tail) < classes - 1:
-                            h, t = inf, zero
                     if squared:
                         g, error = multiply(whole, whole_t, bend * half_real, bend_t * half_real)
                         h, t = add(h, t, g, error)
@@ -515,7 +431,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                 cuda.syncwarp()
             if wants_grad and active:
                 grad_start = row * grad_step
-                by, by_tail, of_target, less = zero, zero, zero, zero
+                by, by_tail, of_target = zero, zero, zero
                 if counted:
                     by, by_tail = times(of_grad, fade), times(of_grad_tail, fade)
                     q_h, q_t = divide(r, r_tail, s, s_tail)
@@ -526,10 +442,6 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                         g, error = multiply(g, error, bend, bend_t)
                         q_h, q_t = add(q_h, q_t, -g, -error)
                     by, by_tail = divide(by, by_tail, s, s_tail)
-                    if smooth:
-                        q_h, q_t = add(q_h, q_t, -others, -others_tail)
-                        g, error = multiply(spread, spread_tail, of_grad, of_grad_tail)
-                        less = finish(g, error)
                     q_h, q_t = multiply(q_h, q_t, of_grad, of_grad_tail)
                     of_target = -finish(q_h, q_t)
                 else:  # 0 times NaN would not be 0
@@ -540,14 +452,14 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                 for q in range(vectors):
                     v = np.int32(before + q * lanes)
                     for j in range(width):
-                        kept_here[q * width + j] = product(kept_here[q * width + j], by, by_tail, less)
+                        kept_here[q * width + j] = product(kept_here[q * width + j], by, by_tail)
                     if v < full:
                         if width > 1:
                             put(grad, grad_start + head + v * width, kept_here, q * width)
                         else:
                             write(grad, grad_start + v, kept_here[q])
                 if edge and at_edge >= 0:
-                    write(grad, grad_start + at_edge, product(of_edge, by, by_tail, less))
+                    write(grad, grad_start + at_edge, product(of_edge, by, by_tail))
                 # The thread that has the target has written 0 there, and goes over it.
                 if y == at_edge and y >= 0:
                     write(grad, grad_start + y, of_target)
