@@ -226,7 +226,9 @@ def identity(like: Any, n: int) -> Any:
     """The identity matrix in float32, of the type of `like` and on its device."""
     root = library_of(type(like))
     if root == "numba":
-        return sys.modules["numba.cuda"].to_device(np.eye(n, dtype=np.float32))
+        numba: Any = sys.modules["numba.cuda"]
+        with numba.gpus[_device_of(like, root)]:
+            return numba.to_device(np.eye(n, dtype=np.float32))
     if root == "cupy":
         with like.device:
             return sys.modules["cupy"].eye(n, dtype=np.float32)

@@ -40,10 +40,11 @@ def softmax_jacobian(x: Any, *, axis: int = -1, temperature: float = 1.0, backen
     if on_device(x):
         return _on_device(x, "hvp", axis, temperature, backend)
     p, diagonal, found = _on_host(x, axis, temperature, backend)
-    less = p / -float(temperature)
-    for i, rows in _blocks(found):
-        np.multiply(p[i, :, None], less[i, None, :], out=rows, casting="unsafe")
-        _diagonals(rows)[...] = diagonal[i]
+    with np.errstate(all="ignore"):  # the answer is the value, however small
+        less = p / -float(temperature)
+        for i, rows in _blocks(found):
+            np.multiply(p[i, :, None], less[i, None, :], out=rows, casting="unsafe")
+            _diagonals(rows)[...] = diagonal[i]
     return _shaped(found, x, axis)
 
 
@@ -63,13 +64,13 @@ def log_softmax_jacobian(
     if on_device(x):
         return _on_device(x, "grad", axis, temperature, backend)
     p, diagonal, found = _on_host(x, axis, temperature, backend)
-    less = p / -float(temperature)
-    with np.errstate(all="ignore"):  # 0 / 0 where p is 0
+    with np.errstate(all="ignore"):  # the answer is the value, however small; 0 / 0 where p is 0
+        less = p / -float(temperature)
         # p (1 - p) knows what 1 - p is where p does not; elsewhere nothing cancels.
         rest = np.where(p > 0.5, diagonal / p, (1 - p) / float(temperature))
-    for i, rows in _blocks(found):
-        np.copyto(rows, less[i, None, :], casting="unsafe")
-        _diagonals(rows)[...] = rest[i]
+        for i, rows in _blocks(found):
+            np.copyto(rows, less[i, None, :], casting="unsafe")
+            _diagonals(rows)[...] = rest[i]
     return _shaped(found, x, axis)
 
 

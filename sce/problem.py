@@ -109,8 +109,6 @@ def prepare(
     place = place_of_all(arrays)
     given, given_out, device = logits, out, place is not None
     if place is not None:
-        if out is not None and read_only(out):
-            raise ValueError("out is read-only: pass an array that can be written to; JAX's cannot.")
         arrays = {word: None if a is None else describe(a, word, place) for word, a in arrays.items()}
         logits, class_weight, out = arrays[name], arrays["class_weight"], arrays["out"]
         sample_weight, logit_bias = arrays["sample_weight"], arrays["logit_bias"]
@@ -278,6 +276,8 @@ def place_of_all(arrays: dict[str, Any]) -> Place | None:
     if len({place.device for place in places}) > 1:
         devices = ", ".join(f"{key} on {place.device}" for key, place in zip(placed, places, strict=True))
         raise BackendError(f"the arrays are on several devices: {devices}. Move them to one place first.")
+    if arrays.get("out") is not None and read_only(arrays["out"]):
+        raise ValueError("out is read-only: pass an array that can be written to; JAX's cannot.")
     # What another library reads of `out` is not behind the stream of the logits'.
     foreign = places[-1].library != places[0].library and placed[-1] == "out"
     return places[0]._replace(wait=foreign or any(place.wait for place in places))

@@ -213,7 +213,7 @@ STARVED = """
 import resource, numpy as np, sce
 x = np.zeros((1, 60_000_000), np.float16)
 out = np.full_like(x, 7)
-sce.loss_and_grad(x[:, :10], [0], backend="cpu")  # compiles
+sce.loss_and_grad(x[:, : 1 << 21], [0], backend="cpu")  # compiles
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, -1))
 try:

@@ -453,6 +453,19 @@ def test_illegal_binary_labels_and_weights_are_found_on_the_device():
     assert (out.memory == 5).all()
 
 
+def test_binary_answers_go_to_no_read_only_memory():
+    x, y = np.zeros((2, 3), "f4"), placed(np.zeros((2, 3), int))
+    x.setflags(write=False)
+    with pytest.raises(ValueError, match="out is read-only"):
+        sce.binary_loss_and_grad(Placed(x), y, out=Placed(x), backend=PLACED)
+
+
+def test_a_large_unsigned_binary_label_is_not_a_negative_one():
+    y = placed(np.array([0, 2**64 - 1], np.uint64))
+    with pytest.raises(sce.LabelError):
+        sce.binary_loss_and_grad(placed(np.zeros(2)), y, ignore_index=-1, backend=PLACED)
+
+
 def test_binary_arrays_in_two_orders_are_refused_on_a_device():
     x = Placed(np.zeros((2, 3, 4)))
     y = Placed(np.zeros((3, 2, 4), int).transpose(1, 0, 2))

@@ -143,3 +143,10 @@ def test_what_may_not_be_written_over():
 def test_wrong_arguments(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("function", [sce.softmax_jacobian, sce.log_softmax_jacobian])
+def test_small_answers_are_no_errors_of_the_caller(function):
+    with np.errstate(all="raise"):
+        found = function(np.array([[0, -70, -70]], np.float32))
+    assert np.isfinite(found).all()

@@ -112,6 +112,13 @@ def test_backend_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "reference did not run: no such processor." in found.stdout
 
 
+def test_backend_of_the_environment_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCE_BACKEND", "nope")
+    found = run("iris")
+    assert found.exit_code == 2
+    assert "unknown backend 'nope'" in found.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

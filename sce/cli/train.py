@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from sce import cross_entropy, registry
-from sce.backend import Array
+from sce.backend import Array, BackendError
 from sce.bench.clock import Rounds, alternate
 from sce.information import Reliability, reliability
 
@@ -109,7 +109,7 @@ def train(data: Data, options: dict[str, Any], log: Console) -> Training:
         warnings.simplefilter("ignore")  # what did not converge is told below
         try:
             seconds = _times(contestants, data.train, log)
-        except ValueError as exc:  # a parameter out of range
+        except (ValueError, BackendError) as exc:  # a parameter out of range, or SCE_BACKEND
             raise UsageError(f"{exc}") from exc
         judged = {"train": judge(model, data.train), "test": judge(model, data.test)}
     with warnings.catch_warnings(record=True) as complaints:

@@ -120,7 +120,7 @@ def _bound(problem: Problem, rows: Rows | Elements, name: str, want: Array, dtyp
     floor = 2 * rows.tiny * np.maximum(coefficient, 1.0)
     unit = np.where(scale < floor, floor, ulp(scale, inner))
     allowed = np.where(scale < floor, floor, _k(problem, name, inner) * unit) + lost + of_z
-    if name == "hess_diag" and problem.hess_min is not None:
+    if name == "hess_diag" and problem.hess_min is not None and not problem.binary:  # whose scale has it
         of_floor = np.where(rows.left_out[:, None], 0.0, ulp(problem.hess_min, inner))
         allowed, unit = (
             allowed + 0.5 * of_floor,

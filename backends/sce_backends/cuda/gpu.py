@@ -198,7 +198,7 @@ class Bound:
         def read(scratch: int) -> Illegal:
             there = self._problem
             if there.labels is not None and labels is not None:
-                x = memory_at(at[labels], there.labels.shape, there.labels.dtype)
+                x = memory_at(at[labels], there.labels.shape, there.labels.dtype, there.labels.strides)
                 there = there._replace(labels=x)
             down = partial(self._gpu.download, stream=on)
             return verdict(there, down(memory_at(scratch + offset, found.shape, found.dtype)), down)

@@ -374,7 +374,7 @@ def binary(problem: Problem, answer: Answer) -> Launch:
         weighted=w is not None,
         smooth=smooth,
         tempered=problem.temperature != 1.0,
-        ignores=problem.ignore_index is not None,
+        ignores=ignores(problem),
         floored=problem.hess_min is not None,
         device_total=problem.own_denominator,
         blocks=2 if real == "float64" or hess is not None else 3,
@@ -391,7 +391,7 @@ def _real_of_elements(problem: Problem) -> str:
     t, d = problem.temperature, problem.denominator or 1.0
     factors = [t, d, problem.grad_scale or 1.0, problem.hess_scale or 1.0, problem.hess_min or 1.0]
     factors += [x for x in (problem.pos_weight,) if isinstance(x, float) and x]
-    factors += [problem.grad_scale / (t * d) or 1.0, problem.hess_scale / (t * t * d) or 1.0]
+    factors += [problem.grad_scale / t / d or 1.0, problem.hess_scale / t / t / d or 1.0]
     in_range = all(1 / _RANGE <= abs(x) <= _RANGE for x in factors)
     return computed(problem) if in_range else "float64"
 
@@ -406,7 +406,7 @@ def binary_survey(problem: Problem) -> Launch:
         labelled=problem.labels is not None,
         sampled=problem.sample_weight is not None,
         weighted=w is not None,
-        ignores=problem.ignore_index is not None,
+        ignores=ignores(problem),
     )
     return Launch(spec, max(1, -(-problem.rows // CHUNK)), THREADS)
 
