@@ -16,7 +16,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from pretended_cuda import Tensor, World, pretended
 
 import sce
 
@@ -34,6 +33,8 @@ def microseconds(call: Callable[[], Any]) -> float:
 
 
 def main() -> None:
+    from pretended_cuda import Tensor, World, pretended  # beside this script; pytest looks for doctests here
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cprofile", action="store_true", help="where the first of them spends its time")
     args = parser.parse_args()

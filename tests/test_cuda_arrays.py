@@ -263,7 +263,9 @@ def test_jacobians(name, shape, axis):
     want = getattr(sce, name)(x.astype("f8"), backend="reference", **options)
     assert isinstance(got, Placed)
     assert got.memory.shape == want.shape
-    np.testing.assert_allclose(got.memory, want, rtol=5e-6)
+    np.testing.assert_allclose(
+        got.memory, want, rtol=5e-6, atol=1e-43
+    )  # some are below float32's normal numbers
 
 
 def test_auto_moves_nothing():
