@@ -24,13 +24,13 @@ from .select import obtain
 _BLOCK = 1 << 15  # numbers of a Jacobian that are worked on at once: they stay in the cache
 
 
-def softmax_jacobian(x: Any, *, axis: int = -1, temperature: float = 1.0, backend: str | None = None) -> Any:
+def softmax_jacobian(x: Any, axis: int = -1, *, temperature: float = 1.0, backend: str | None = None) -> Any:
     """J[..., i, j] = d softmax_i / d x_j = p_i ((i = j) - p_j) / T: the output i first, then the input j.
 
     The shape is that of x without `axis`, followed by (C, C); the dtype that of x. The diagonal,
     p_i (1 - p_i) / T, is accurate where p_i is near 1, too. A row of x with NaN, +inf or nothing but -inf has
-    a Jacobian of NaN. J is symmetric, and each of its rows adds up to 0. For large C take `softmax_vjp`,
-    which does not form it. Errors as for `loss_and_grad`.
+    a Jacobian of NaN. But for rounding J is symmetric, and each row adds up to 0. For large C take
+    `softmax_vjp`, which does not form it. Errors as for `loss_and_grad`.
 
     >>> import sce
     >>> sce.softmax_jacobian([0.0, 0.0])
@@ -49,7 +49,7 @@ def softmax_jacobian(x: Any, *, axis: int = -1, temperature: float = 1.0, backen
 
 
 def log_softmax_jacobian(
-    x: Any, *, axis: int = -1, temperature: float = 1.0, backend: str | None = None
+    x: Any, axis: int = -1, *, temperature: float = 1.0, backend: str | None = None
 ) -> Any:
     """J[..., i, j] = d log softmax_i / d x_j = ((i = j) - p_j) / T: the output i first, then the input j.
 

@@ -50,7 +50,8 @@ def loss_grad_hess(
         Finite real; multiplies the Hessian's diagonal alone.
     hess_min:
         Finite real, or None for no floor. It comes after all weights and `hess_scale`, and only in rows that
-        count: in a row left out, and under an empty mean, the diagonal is exactly 0. NaN stays NaN.
+        count: in a row left out, and under an empty mean, the diagonal is exactly 0. NaN stays NaN. What is
+        below the smallest number of the logits' dtype (6e-8 of float16's) is 0 there.
     out:
         Where the gradient goes, as in `loss_and_grad`.
 
