@@ -9,6 +9,7 @@ reference (`sce_backends/reference.py`) is their definition in code.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -43,6 +44,12 @@ class Problem(NamedTuple):
     With `on_device` an array is NumPy's description of device memory, by `memory_at`: its address, shape,
     strides and dtype hold, its elements cannot be touched from here. Labels are of any integer dtype then,
     weights and bias of any integer or floating one.
+
+    With `binary` a row is a single logit x and stands for two classes with the logits (0, x), by the same
+    formulas; C is 1. What has one value per row in the caller's hands has the logits' canonical shape then,
+    (A, B, 1), and any strides: labels (0 or 1), distribution (the mass of class 1; class 0 has 1 less that),
+    sample_weight, pos_weight. There is no class weight, bias, soft cap or z-loss. An infinite logit is the
+    limit: it is sure. A backend is asked only if it has an attribute `takes_binary` that is True.
     """
 
     # Facts: all that `Backend.refuses` may look at.
@@ -56,9 +63,10 @@ class Problem(NamedTuple):
     validated: bool  # False: a label may be out of range; such a row's answer is NaN
 
     # Data.
-    logits: Array  # (A, B, C), floating; in place: the same memory as Answer.grad
-    labels: NDArray[np.int64] | None = None  # (N,), for "index"
+    logits: Array  # (A, B, C), floating; in place: the same memory as Answer.grad, or as Answer.hvp
+    labels: NDArray[np.int64] | None = None  # (N,), for "index"; binary: int8, uint8, int32 or int64
     distribution: Array | None = None  # (A, B, C), floating, any of DTYPES, for "distribution"
+    direction: Array | None = None  # (A, B, C), floating, any of DTYPES: v of `hvp` and `log_softmax_jvp`
     class_weight: NDArray[np.float64] | None = None  # (C,), finite
     sample_weight: NDArray[np.float64] | None = None  # (N,), finite
     logit_bias: NDArray[np.float64] | None = None  # (C,), finite or -inf
@@ -71,9 +79,13 @@ class Problem(NamedTuple):
     own_denominator: bool = False  # on a device: D is the total weight, which the backend adds up itself
     empty: float = math.nan  # on a device: the reduced loss where D is 0
     grad_scale: float = 1.0  # multiplies the gradient alone
+    hess_scale: float = 1.0  # multiplies the second derivatives alone, hess_diag and hvp
+    hess_min: float | None = None  # then hess_diag is at least this, but in rows whose s is 0
+    binary: bool = False  # a fact, too: see above
+    pos_weight: float | Array = 1.0  # binary: the class weight of class 1
     device: int = 0  # on a device: its index,
     stream: int = 0  # the caller's stream on it, by its handle,
-    wait: bool = False  # and whether nothing may be under way when `run` returns
+    wait: bool = False  # and whether nothing may be under way when a call returns
 
 
 class Answer(NamedTuple):
@@ -88,6 +100,8 @@ class Answer(NamedTuple):
     grad: Array | None = None  # (A, B, C): the logits' dtype, or float32 for half-precision logits
     hess_diag: Array | None = None  # (A, B, C), the logits' dtype
     log_softmax: Array | None = None  # (A, B, C), the logits' dtype
+    hvp: Array | None = None  # (A, B, C), as grad: the Hessian of the loss times v; it may lie over v, too
+    log_softmax_jvp: Array | None = None  # (A, B, C), as grad: the derivative of log_softmax along v
     lse: Array | None = None  # (N,), the loss dtype
     log_prob: Array | None = None  # (N,), the loss dtype: sum_k y_k log p_k
     entropy: Array | None = None  # (N,), the loss dtype, nats
@@ -117,16 +131,34 @@ def memory_at(
     return found if found.dtype == dtype else found.view(dtype)
 
 
+def arrays(problem: Problem, answer: Answer) -> dict[str, Array]:
+    """A problem's arrays and an answer's, by name, in the order of their fields."""
+    both = zip(problem._fields + answer._fields, (*problem, *answer), strict=True)
+    return {name: x for name, x in both if isinstance(x, np.ndarray)}
+
+
+class Bound(Protocol):
+    """A problem on a device, worked out but for addresses: for every call whose arrays are alike.
+
+    `at` are the addresses of all arrays, in the order of `arrays`: as well aligned to 16 bytes, and as equal,
+    as those that it was made for. `stream` is a handle.
+    """
+
+    def inspect(self, at: Sequence[int], stream: int) -> Illegal:
+        """What `validate=True` needs to know before anything is written. Waits for the device."""
+
+    def run(self, at: Sequence[int], stream: int) -> None:
+        """Fill the answer. Waits for nothing, but where the problem says so."""
+
+
 class Backend(Protocol):
     """A module with these names, registered under the entry point group "sce.backends".
 
-    It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...). One
-    that takes arrays on a device has besides
+    It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...), and
+    `takes_binary: bool`: does it take binary problems? One that takes arrays on a device has besides
 
-        inspect(problem) -> Illegal           what `validate=True` needs to know before anything is written
-        total_weight(problem) -> float        D, where it is to add it up and the caller asks for it
-
-    both of which wait for the device.
+        bind(problem, answer) -> Bound        what is asked of it instead of `run` there
+        total_weight(problem) -> float        D, where it is to add it up and the caller asks; it waits
     """
 
     @property

@@ -22,8 +22,8 @@ OUTPUTS = (
 )  # fmt: skip
 
 
-def logits(value: Any, name: str = "logits") -> Array:
-    """Floating logits of at least one dimension."""
+def logits(value: Any, name: str = "logits", scalar: bool = False) -> Array:
+    """Floating logits, of at least one dimension unless a single one has a meaning."""
     x = as_host(value, name)
     if dtype_name(x.dtype) not in DTYPES:
         how = {
@@ -34,7 +34,7 @@ def logits(value: Any, name: str = "logits") -> Array:
         if x.dtype == "V2":
             how = "bfloat16 data read from a file lost its type: view it with .view(ml_dtypes.bfloat16)"
         raise TypeError(f"{name} have dtype {x.dtype}, not one of {', '.join(DTYPES)}: {how}.")
-    if x.ndim == 0:
+    if x.ndim == 0 and not scalar:
         raise ValueError(f"{name} are a single number: they need a class axis, as in shape (N, C).")
     return x
 
@@ -73,6 +73,19 @@ def target(value: Any, shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> A
     return y
 
 
+def direction(value: Any, shape: tuple[int, ...]) -> Array:
+    """A floating array shaped like the logits."""
+    v = as_host(value, "v")
+    if dtype_name(v.dtype) not in DTYPES:
+        raise TypeError(
+            f"v has dtype {v.dtype}, not one of {', '.join(DTYPES)}: convert it, for instance with"
+            " .astype(np.float32)."
+        )
+    if v.shape != shape:
+        raise ValueError(f"v has shape {v.shape}; logits of shape {shape} need the same: nothing broadcasts.")
+    return v
+
+
 def _index_shape(got: tuple[int, ...], shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> str:
     text = f"target of class indices has shape {got}; logits of shape {shape} need {rows_shape}"
     if got == shape:
@@ -94,13 +107,8 @@ def _soft_shape(got: tuple[int, ...], shape: tuple[int, ...], rows_shape: tuple[
 
 def labels(y: Array, classes: int, ignore: int | None, validate: bool) -> NDArray[np.int64]:
     """Class indices as int64, every one in [0, C) or `ignore_index`."""
-    if validate and y.size and not _all_in_range(y, classes):
-        bad = (y < 0) | (y >= classes)
-        if ignore is not None:
-            bad &= y != ignore
-        if bad.any():
-            at = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), y.shape))
-            raise LabelError(_label_reason(int(y[at]), at, classes))
+    if validate:
+        _legal(y, classes, ignore, f"[0, {classes}) for logits of {classes} classes")
     wide = native(y)
     if wide.dtype != np.int64:
         wide = wide.astype(np.int64)
@@ -108,6 +116,49 @@ def labels(y: Array, classes: int, ignore: int | None, validate: bool) -> NDArra
         # Beyond int64: some illegal label that is not the ignored one, instead of wrapping around to it.
         wide = np.where(native(y) > np.uint64(_INT64.max), -2 if ignore == -1 else -1, wide)
     return wide
+
+
+def binary_target(value: Any, shape: tuple[int, ...]) -> Array:
+    """Labels (integers or truth values) or probabilities (floating), shaped like the logits."""
+    y = as_host(value, "target")
+    if y.size == 0 and not isinstance(value, np.ndarray):
+        y = y.astype(np.int64)
+    if y.dtype.kind not in "biu" and dtype_name(y.dtype) not in DTYPES:
+        raise TypeError(
+            f"target has dtype {y.dtype}: labels are integers or truth values, probabilities one of"
+            f" {', '.join(DTYPES)}."
+        )
+    if y.shape != shape:
+        how = "nothing broadcasts"
+        if math.prod(y.shape) == math.prod(shape):
+            how += f", so reshape it with .reshape{shape}"
+        raise ValueError(f"target has shape {y.shape}; logits of shape {shape} need {shape}: {how}.")
+    return y
+
+
+def binary_labels(y: Array, ignore: int | None, validate: bool) -> Array:
+    """Labels as backends take them, every one 0, 1 or `ignore_index`: a copy only of rare types."""
+    if y.dtype == np.bool_:
+        return y.view(np.uint8)
+    if validate:
+        _legal(y, 2, ignore, BINARY)
+    if y.dtype.isnative and y.dtype.name in ("int8", "uint8", "int32", "int64"):
+        return y
+    return labels(y, 2, ignore, False)
+
+
+BINARY = "[0, 2) of a binary loss"
+
+
+def _legal(y: Array, classes: int, ignore: int | None, where: str) -> None:
+    """Raise for the first label that is neither in [0, C) nor `ignore_index`."""
+    if y.size and not _all_in_range(y, classes):
+        bad = (y < 0) | (y >= classes)
+        if ignore is not None:
+            bad &= y != ignore
+        if bad.any():
+            at = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), y.shape))
+            raise LabelError(_label_reason(int(y[at]), at, where))
 
 
 def _all_in_range(y: Array, classes: int) -> bool:
@@ -119,9 +170,9 @@ def _all_in_range(y: Array, classes: int) -> bool:
     return int(y.min()) >= 0 and int(y.max()) < classes
 
 
-def _label_reason(value: int, at: tuple[int, ...], classes: int) -> str:
+def _label_reason(value: int, at: tuple[int, ...], legal: str) -> str:
     where = f" at position {at[0] if len(at) == 1 else at}" if at else ""
-    text = f"label {value}{where} is outside [0, {classes}) for logits of {classes} classes"
+    text = f"label {value}{where} is outside {legal}"
     if value == -100:
         return f"{text}: to leave such rows out pass ignore_index=-100."
     return f"{text}: check the labels, or name the one to leave out by ignore_index."
@@ -177,17 +228,25 @@ def contiguous(name: str, v: Array) -> Array:
     return v
 
 
-def illegal(found: Illegal, classes: int, rows_shape: tuple[int, ...]) -> None:
+def illegal(found: Illegal, classes: int, rows_shape: tuple[int, ...], binary: bool = False) -> None:
     """Raise for the first label or weight that a device found illegal."""
     if found.label >= 0:
         at = tuple(int(i) for i in np.unravel_index(found.label, rows_shape))
-        raise LabelError(_label_reason(found.value, at, classes))
+        legal = BINARY if binary else f"[0, {classes}) for logits of {classes} classes"
+        raise LabelError(_label_reason(found.value, at, legal))
     for name in ("class_weight", "sample_weight", "logit_bias"):
         if (first := getattr(found, name)) >= 0:
-            where = np.unravel_index(first, rows_shape if name == "sample_weight" else (classes,))
+            # Of a binary problem each weight has a row, and class 1's is the only one.
+            by_row = binary or name == "sample_weight"
+            where = np.unravel_index(first, rows_shape if by_row else (classes,))
             place = ", ".join(str(int(i)) for i in where)
             what = "finite, or -inf to remove a class" if name == "logit_bias" else "finite"
-            raise ValueError(f"{name} must be {what}: it is not at position {place}.")
+            if binary:
+                name = "pos_weight" if name == "class_weight" else name
+                place = f"for the element at {place}"
+            else:
+                place = f"at position {place}"
+            raise ValueError(f"{name} must be {what}: it is not {place}.")
 
 
 def _first(v: Array, bad: Array) -> str:
@@ -293,37 +352,37 @@ def loss_dtype(logits: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if logits.itemsize == 8 else np.float32)
 
 
-def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...]) -> None:
+def out(value: Any, shape: tuple[int, ...], dtypes: tuple[np.dtype[Any], ...], name: str = "out") -> None:
     """An array that can be written to, of exactly this shape and one of these dtypes."""
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"out must be a NumPy array, got {type(value).__name__}: pass its NumPy view, if it has one"
+            f"{name} must be a NumPy array, got {type(value).__name__}: pass its NumPy view, if it has one"
             " (np.asarray(x), x.numpy())."
         )
     if value.shape != shape:
-        raise ValueError(f"out has shape {value.shape}; it must have {shape}.")
+        raise ValueError(f"{name} has shape {value.shape}; it must have {shape}.")
     if value.dtype not in dtypes or not value.dtype.isnative:
         names = " or ".join(d.name for d in dtypes)
-        raise TypeError(f"out has dtype {value.dtype}; it must have {names}, in native byte order.")
+        raise TypeError(f"{name} has dtype {value.dtype}; it must have {names}, in native byte order.")
     if not value.flags.writeable:
-        raise ValueError("out is read-only: pass an array that can be written to.")
+        raise ValueError(f"{name} is read-only: pass an array that can be written to.")
     if not value.flags.aligned:
-        raise ValueError("out is not aligned to its dtype: pass an array that np.empty made.")
+        raise ValueError(f"{name} is not aligned to its dtype: pass an array that np.empty made.")
     if value.size == 0:
         return
     reach = 0  # bytes spanned by the axes seen so far, from the tightest stride outwards
     for stride, n in sorted((abs(s), n) for s, n in zip(value.strides, value.shape, strict=True) if n > 1):
         if stride < max(reach, value.itemsize):
-            raise ValueError("out overlaps itself: several of its elements share memory.")
+            raise ValueError(f"{name} overlaps itself: several of its elements share memory.")
         reach = stride * (n - 1) + max(reach, value.itemsize)
 
 
-def overlap(out: Array, inputs: dict[str, Array], in_place: str | None = None) -> None:
-    """`out` shares memory with no input, unless it is exactly the one that may be worked on in place."""
+def overlap(out: Array, inputs: dict[str, Array], in_place: tuple[str, ...] = ()) -> None:
+    """`out` shares memory with no input, unless it is exactly one that may be worked on in place."""
     for name, x in inputs.items():
-        if not _share(out, x) or (name == in_place and _same(out, x)):
+        if not _share(out, x) or (name in in_place and _same(out, x)):
             continue
-        how = f"pass out={name} itself, or separate memory" if name == in_place else "pass separate memory"
+        how = f"pass out={name} itself, or separate memory" if name in in_place else "pass separate memory"
         raise ValueError(f"out overlaps {name}, which would be overwritten while it is read: {how}.")
 
 
@@ -340,6 +399,14 @@ def _share(a: Array, b: Array) -> bool:
         return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]  # any int is legal
     except np.exceptions.TooHardError:
         return True  # too entangled to tell: refuse
+
+
+def integer(name: str, value: Any, *, low: int) -> int:
+    """An integer of at least `low`."""
+    k = _integer(name, value)
+    if k < low:
+        raise ValueError(f"{name} must be at least {low}, got {k}.")
+    return k
 
 
 def _integer(name: str, value: Any) -> int:

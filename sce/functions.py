@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from . import checks
-from .backend import Answer, Array, Backend
-from .device import Place, describe, empty
-from .problem import NO_TARGET, Request, prepare
+from .backend import Answer, Array, Backend, Bound, Illegal, Problem, arrays
+from .device import Place, address, describe, library_of, maker
+from .problem import NO_TARGET, Request, bare, elsewhere, prepare
 from .select import Decision, decide, obtain
 
-_MATRICES = ("grad", "hess_diag", "log_softmax")
+_MATRICES = ("grad", "hess_diag", "log_softmax", "hvp", "log_softmax_jvp")
 _REDUCED = ("loss", "z_loss")
 
 
@@ -142,6 +143,7 @@ def loss_and_grad(
         grad_scale=grad_scale,
         out=out,
         validate=validate,
+        recognise=True,
     )
     values = solve(request, obtain(request.problem, backend))
     return values["loss"], values["grad"]
@@ -191,6 +193,7 @@ def cross_entropy(
         denominator=denominator,
         empty=empty,
         validate=validate,
+        recognise=True,
     )
     return solve(request, obtain(request.problem, backend))["loss"]
 
@@ -284,12 +287,13 @@ def evaluate(
         grad_scale=grad_scale,
         out=out,
         validate=validate,
+        recognise=True,
     )
     chosen: Any = obtain(request.problem, backend)
     values = solve(request, chosen)
     if "denominator" in names:
         own = request.problem.own_denominator
-        total = chosen.total_weight(request.problem) if own else request.problem.denominator
+        total = chosen.total_weight(elsewhere(request).problem) if own else request.problem.denominator
         values["denominator"] = np.float64(total)
     return cast(Evaluation, _record(names)(*(values[name] for name in names)))
 
@@ -307,7 +311,14 @@ def softmax(
     array([0.5, 0.5, 0. ])
     """
     request = prepare(
-        x, name="x", outputs=("grad",), axis=axis, temperature=temperature, reduction="none", out=out
+        x,
+        name="x",
+        outputs=("grad",),
+        axis=axis,
+        temperature=temperature,
+        reduction="none",
+        out=out,
+        recognise=True,
     )
     # d logsumexp(x / T) / dx carries a factor 1 / T that softmax does not.
     problem = request.problem._replace(grad_scale=request.problem.temperature)
@@ -327,7 +338,14 @@ def log_softmax(
     array([-4.24835426e-18, -4.00000000e+01])
     """
     request = prepare(
-        x, name="x", outputs=("log_softmax",), axis=axis, temperature=temperature, reduction="none", out=out
+        x,
+        name="x",
+        outputs=("log_softmax",),
+        axis=axis,
+        temperature=temperature,
+        reduction="none",
+        out=out,
+        recognise=True,
     )
     return solve(request, obtain(request.problem, backend))["log_softmax"]
 
@@ -343,7 +361,9 @@ def logsumexp(
     >>> round(float(sce.logsumexp([1000.0, 1000.0])), 4)
     1000.6931
     """
-    request = prepare(x, name="x", outputs=("lse",), axis=axis, temperature=temperature, reduction="none")
+    request = prepare(
+        x, name="x", outputs=("lse",), axis=axis, temperature=temperature, reduction="none", recognise=True
+    )
     if out is not None and request.problem.on_device:
         raise TypeError("out of logsumexp is for host arrays: on a device take what it returns.")
     if out is not None:
@@ -398,29 +418,98 @@ def solve(request: Request, backend: Backend) -> dict[str, Any]:
         return {name: _in_callers_shape(name, x, request, given) for name, x in answer.items()}
 
 
+class _Call(NamedTuple):
+    """What calls on a device that are alike do."""
+
+    bound: Bound
+    names: tuple[str, ...]  # of the outputs, in Answer's order
+    makers: tuple[Callable[[], Any] | None, ...]  # of the outputs; None: it goes to `out`
+
+
 def _solve_on_device(request: Request, backend: Any) -> dict[str, Any]:
     """The same for arrays on a device: the answer is of the caller's own type, and nothing is copied."""
-    problem, layout = request.problem, request.layout
+    alike, key, call = request.alike, None, None
+    if alike is not None:
+        facts = request.problem if request.at else bare(request.problem)
+        # Some functions change the problem that was prepared.
+        key = backend if facts is alike.facts or facts == alike.facts else (backend, facts)
+        call = alike.calls.get(key) if request.at else None
+    if call is not None:
+        found, at = [], [*request.at]
+        into = 0 if request.given_out is None else at.pop()
+        for make in call.makers:
+            found.append(request.given_out if make is None else make())
+            at.append(into if make is None else address(found[-1]))
+        if _as_aligned(call, at):
+            return _called(call, found, at, request, request.stream)
+    request = elsewhere(request)
+    call, found, at = _bound(request, backend)
+    if alike is not None and _as_aligned(call, at):
+        alike.calls[key] = call
+    return _called(call, found, at, request, request.problem.stream)
+
+
+def _as_aligned(call: _Call, at: list[Any]) -> bool:
+    """Are new arrays aligned to 16 bytes, as those that allocators make are?"""
+    for make, where in zip(reversed(call.makers), reversed(at), strict=False):
+        if make is not None and where & 15:
+            return False
+    return True
+
+
+def _called(call: _Call, found: list[Any], at: list[Any], request: Request, stream: int) -> dict[str, Any]:
+    problem = request.problem
     if problem.validated:
-        checks.illegal(backend.inspect(problem), problem.classes, layout.rows_shape)
-    place = Place(problem.device, problem.stream, problem.wait)
-    found: dict[str, Any] = {}
+        checks.illegal(
+            call.bound.inspect(at, stream), problem.classes, request.layout.rows_shape, problem.binary
+        )
+    call.bound.run(at, stream)
+    return dict(zip(call.names, found, strict=True))
+
+
+def _bound(request: Request, backend: Any) -> tuple[_Call, list[Any], list[Any]]:
+    """Work it out for these arrays, and new outputs."""
+    problem, layout = request.problem, request.layout
+    names = tuple(name for name in Answer._fields if name in problem.outputs)
+    place = Place(problem.device, problem.stream, problem.wait, library_of(type(request.given)))
+    makers: list[Callable[[], Any] | None] = []
+    found: list[Any] = []
     answer: dict[str, Array] = {}
-    for name in problem.outputs:
+    for name in names:
         dtype, shape = _row_dtype(name, request), layout.rows_shape
         if name in _MATRICES:
             dtype, shape = request.like.dtype, layout.shape
         elif name in _REDUCED and problem.reduce:
             shape = ()
         if name in _MATRICES and name != "hess_diag" and request.out is not None:
-            found[name], view = request.given_out, request.out
+            makers.append(None)
+            found.append(request.given_out)
+            view = request.out
         else:
-            found[name] = empty(request.given, shape, dtype)
-            view = describe(found[name], name, place)
+            make = maker(request.given, shape, dtype)
+            makers.append(make)
+            found.append(make())
+            view = describe(found[-1], name, place)
         answer[name] = cast(Array, layout.view(view)) if name in _MATRICES else view.reshape(-1)
     with np.errstate(all="ignore"):
-        backend.run(problem, Answer(**answer))
+        bound: Bound = backend.bind(problem, Answer(**answer))
+    return _Call(bound, names, tuple(makers)), found, _addresses(problem, Answer(**answer))
+
+
+def run_on_device(problem: Problem, answer: Answer, backend: Any) -> None:
+    """A problem that is no public function's."""
+    with np.errstate(all="ignore"):
+        backend.bind(problem, answer).run(_addresses(problem, answer), problem.stream)
+
+
+def inspect_on_device(problem: Problem, backend: Any) -> Illegal:
+    """What is illegal among its labels and weights. Waits for the device."""
+    found: Illegal = backend.bind(problem, Answer()).inspect(_addresses(problem, Answer()), problem.stream)
     return found
+
+
+def _addresses(problem: Problem, answer: Answer) -> list[int]:
+    return [x.__array_interface__["data"][0] for x in arrays(problem, answer).values()]
 
 
 def _row_dtype(name: str, request: Request) -> np.dtype[Any]:

@@ -68,7 +68,7 @@ class Layout(NamedTuple):
     """
 
     shape: tuple[int, ...]  # the logits'
-    axis: int  # class axis, not negative
+    axis: int  # class axis, not negative; ndim where there is none: then each element is a row of one class
     split: int  # the row axes before it make A, the others B
 
     @property
@@ -102,7 +102,7 @@ def layout(axis: int, *arrays: Array) -> Layout:
 
 @lru_cache(maxsize=1024)
 def _layout(axis: int, shape: tuple[int, ...], *strides: tuple[int, ...]) -> Layout:
-    found = range(len(shape))
+    found = range(len(shape[:axis] + shape[axis + 1 :]) + 1)
     for steps in strides:
         options = _splits(axis, shape, steps)
         both = range(max(found.start, options.start), min(found.stop, options.stop))
@@ -113,10 +113,12 @@ def _layout(axis: int, shape: tuple[int, ...], *strides: tuple[int, ...]) -> Lay
 @lru_cache(maxsize=1024)
 def _canonical(shape: tuple[int, ...], axis: int, split: int) -> tuple[int, int, int]:
     rows = shape[:axis] + shape[axis + 1 :]
-    return math.prod(rows[:split]), math.prod(rows[split:]), shape[axis]
+    return math.prod(rows[:split]), math.prod(rows[split:]), math.prod(shape[axis : axis + 1])
 
 
 def _class_last(x: Array, axis: int) -> Array:
+    if axis == x.ndim:
+        return x[..., None]
     return x if axis == x.ndim - 1 else np.moveaxis(x, axis, -1)
 
 
@@ -126,10 +128,11 @@ def _splits(axis: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> rang
 
     Neighbouring axes merge when one step of the outer is a full run of the inner.
     """
-    first, last, outer = 0, len(shape) - 1, -1
-    if 0 in shape:
-        return range(first, last + 1)
+    empty = 0 in shape
     shape, strides = shape[:axis] + shape[axis + 1 :], strides[:axis] + strides[axis + 1 :]
+    first, last, outer = 0, len(shape), -1
+    if empty:
+        return range(first, last + 1)
     for inner in range(last):
         if shape[inner] == 1:
             continue

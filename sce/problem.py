@@ -11,15 +11,35 @@ import numpy as np
 
 from . import checks
 from .backend import Array, BackendError, Problem, TargetKind, memory_at
-from .device import Place, describe, place_of
+from .device import Glance, Place, describe, glance, place_of, read_only
 from .layout import Layout, as_host, dtype_name, layout, native, on_device
 
-NO_TARGET: Any = object()  # not None: a target that is None is somebody's mistake
+NO_TARGET: Any = object()  # not None: a target, or a v, that is None is somebody's mistake
 _BLOCK = 1 << 16  # rows summed at once, so that the temporaries of a denominator stay small
 
 
+_ARRAYS = ("logits", "labels", "distribution", "direction", "class_weight", "sample_weight", "logit_bias")
+
+
+class Alike:
+    """What calls on a device have in common whose arrays and options are alike."""
+
+    __slots__ = ("bounds", "calls", "facts", "first")
+
+    def __init__(self, first: Request) -> None:
+        self.first = first  # the first such call's request, without the caller's arrays
+        self.facts = bare(first.problem)
+        self.calls: dict[Any, Any] = {}  # what the public functions keep
+        given = [*(getattr(first.problem, name) for name in _ARRAYS), first.out]
+        self.bounds = [_reach(x) for x in given if x is not None]
+
+
 class Request(NamedTuple):
-    """A Problem, and what the public functions need to hand its answer back in the caller's shapes."""
+    """A Problem, and what the public functions need to hand its answer back in the caller's shapes.
+
+    On a device a call like an earlier one is recognised: then `problem` has no arrays but the facts and
+    options alone, and `at` says where the arrays are. `elsewhere` makes a whole request of it.
+    """
 
     problem: Problem
     layout: Layout
@@ -28,6 +48,9 @@ class Request(NamedTuple):
     empty: float  # the loss of an empty mean
     given: Any = None  # on a device: the logits and `out` as the caller has them; the others describe them
     given_out: Any = None
+    alike: Alike | None = None
+    at: tuple[int, ...] = ()  # of logits, target, weights, bias, out, those that there are
+    stream: int = 0
 
 
 def prepare(
@@ -49,24 +72,47 @@ def prepare(
     denominator: float | None = None,
     empty: str = "nan",
     grad_scale: float = 1.0,
+    hess_scale: float = 1.0,
+    hess_min: float | None = None,
+    v: Any = NO_TARGET,
     out: Any = None,
     validate: bool = True,
+    recognise: bool = False,
 ) -> Request:
-    """Check everything, then build. Without a target: softmax and its relatives (q = 0, Q = 1)."""
+    """Check everything, then build. Without a target: softmax and its relatives (q = 0, Q = 1).
+
+    `recognise`: on a device, the request may be that of an earlier call (see `Request`), for `solve` alone.
+    `out` is for the gradient, or for whichever derivative along `v` is wanted.
+    """
     arrays = {
         name: logits,
         "target": None if target is NO_TARGET else target,
+        "v": None if v is NO_TARGET else v,
         "class_weight": class_weight,
         "sample_weight": sample_weight,
         "logit_bias": logit_bias,
         "out": out,
     }
-    place = _place(arrays)
+    outputs = tuple(outputs)
+    seen, key = None, None
+    if recognise and type(logits) is not np.ndarray:
+        seen = glance([*arrays.values()])
+    if seen is not None:
+        asked = (
+            name, axis, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction, denominator,
+            empty, grad_scale, hess_scale, hess_min, validate, outputs, target is NO_TARGET, v is NO_TARGET,
+        )  # fmt: skip
+        in_place = out is not None and seen.at[0] == seen.at[-1]
+        key = seen.common, asked, tuple(map(type, asked)), in_place
+        if (found := _recognised(key, seen, logits, out)) is not None:
+            return found
+    place = place_of_all(arrays)
     given, given_out, device = logits, out, place is not None
     if place is not None:
-        arrays = {key: None if a is None else describe(a, key, place) for key, a in arrays.items()}
+        arrays = {word: None if a is None else describe(a, word, place) for word, a in arrays.items()}
         logits, class_weight, out = arrays[name], arrays["class_weight"], arrays["out"]
         sample_weight, logit_bias = arrays["sample_weight"], arrays["logit_bias"]
+        v = v if v is NO_TARGET else arrays["v"]
         target = target if target is NO_TARGET else arrays["target"]
 
     x = checks.logits(logits, name)
@@ -87,10 +133,12 @@ def prepare(
     w = checks.vector("class_weight", class_weight, (classes,), "one weight per class", validate, device)
     u = checks.vector("sample_weight", sample_weight, rows_shape, "one weight per row", validate, device)
     b = checks.logit_bias(logit_bias, (classes,), validate, device)
-    numbers = label_smoothing, temperature, softcap, z_loss, grad_scale, reduction, denominator, empty
-    # Most calls repeat the options of another. Only values that cannot change are looked up.
-    check = _numbers if _LASTING.issuperset(map(type, numbers)) else _numbers.__wrapped__
-    options, reduction, divisor, without = check(*numbers)
+    along = None if v is NO_TARGET else checks.direction(v, x.shape)
+    numbers = (
+        label_smoothing, temperature, softcap, z_loss, grad_scale, hess_scale, hess_min, reduction,
+        denominator, empty,
+    )  # fmt: skip
+    options, reduction, divisor, without = check_numbers(*numbers)
     if labels is not None:
         labels = (
             checks.contiguous("target", labels)
@@ -100,18 +148,19 @@ def prepare(
     if out is not None:
         checks.out(out, x.shape, checks.matrix_dtypes(x.dtype))
         inputs = {key: as_host(a, key) for key, a in arrays.items() if a is not None and key != "out"}
-        checks.overlap(out, inputs, in_place=name)
+        checks.overlap(out, inputs, in_place=(name, "v"))
 
     u, labels = _flat(u), _flat(labels)
     own = device and reduction == "mean" and divisor is None and _weighs(labels, ignore, w, u)
     if reduction == "mean" and divisor is None and not own:
-        divisor = checks.total_weight(_total_weight(rows, labels, ignore, w, u), validate)
+        divisor = checks.total_weight(total_weight(rows, labels, ignore, w, u), validate)
     fresh = memory_at(64, x.shape, x.dtype) if device else None  # what new matrices look like there
-    where = layout(axis, *[a for a in (x, soft, out, fresh) if a is not None])
-    if device and any(a is not None and where.view(a) is None for a in (x, soft, out, fresh)):
+    matrices = [a for a in (x, soft, along, out, fresh) if a is not None]
+    where = layout(axis, *matrices)
+    if device and any(where.view(a) is None for a in matrices):
         raise BackendError(
-            "the row axes of logits, target and out lie in memory in different orders, or with gaps, and on a"
-            " device nothing is copied: pass contiguous arrays."
+            "the row axes of logits, target, v and out lie in memory in different orders, or with gaps, and"
+            " on a device nothing is copied: pass contiguous arrays."
         )
     problem = Problem(
         rows=rows,
@@ -122,12 +171,13 @@ def prepare(
         outputs=frozenset(outputs),
         reduce=reduction != "none",
         validated=validate,
-        logits=_frozen(where.read(native(x))),
-        labels=_frozen(labels),
-        distribution=None if soft is None else _frozen(where.read(native(soft))),
-        class_weight=_frozen(w),
-        sample_weight=_frozen(u),
-        logit_bias=_frozen(b),
+        logits=frozen(where.read(native(x))),
+        labels=frozen(labels),
+        distribution=None if soft is None else frozen(where.read(native(soft))),
+        direction=None if along is None else frozen(where.read(native(along))),
+        class_weight=frozen(w),
+        sample_weight=frozen(u),
+        logit_bias=frozen(b),
         ignore_index=ignore,
         denominator=1.0 if divisor is None else divisor,
         own_denominator=own,
@@ -136,11 +186,85 @@ def prepare(
     )
     if place is not None:
         problem = problem._replace(device=place.device, stream=place.stream, wait=place.wait)
-        return Request(problem, where, x, out, problem.empty, given, given_out)
+        request = Request(problem, where, x, out, problem.empty)
+        alike = None if seen is None else _remembered(key, request, len(seen.at))
+        return request._replace(given=given, given_out=given_out, alike=alike)
     return Request(problem, where, x, out, problem.empty)
 
 
-def _place(arrays: dict[str, Any]) -> Place | None:
+_known: dict[Any, Alike] = {}
+_MOST_KNOWN = 1024
+
+
+def _remembered(key: Any, request: Request, count: int) -> Alike | None:
+    """From now on, such calls are recognised. `count` arrays were seen."""
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    alike = Alike(request)
+    try:
+        return _known.setdefault(key, alike) if len(alike.bounds) == count else None
+    except TypeError:  # an option that cannot be looked up
+        return None
+
+
+def _recognised(key: Any, seen: Glance, logits: Any, out: Any) -> Request | None:
+    """The request of a call like an earlier one, which needs no more checks but where `out` lies."""
+    try:
+        alike = _known.get(key)
+    except TypeError:
+        return None
+    if alike is None or (out is not None and not _apart(alike.bounds, seen.at)):
+        return None
+    first = alike.first
+    return Request(
+        alike.facts, first.layout, first.like, None, first.empty, logits, out, alike, seen.at, seen.stream
+    )
+
+
+def _reach(x: Array) -> tuple[int, int]:
+    """Bytes from an array's address to its lowest byte, and behind its highest."""
+    if not x.size:
+        return 0, 0
+    low, high = np.lib.array_utils.byte_bounds(x)
+    at = x.__array_interface__["data"][0]
+    return low - at, high - at
+
+
+def _apart(bounds: list[tuple[int, int]], at: tuple[int, ...]) -> bool:
+    """Is `out`, the last, the logits or apart from all inputs? If not, the long way has a closer look."""
+    low, high = bounds[-1][0] + at[-1], bounds[-1][1] + at[-1]
+    for i in range(at[0] == at[-1], len(at) - 1):
+        if low < at[i] + bounds[i][1] and at[i] + bounds[i][0] < high:
+            return False
+    return True
+
+
+def bare(problem: Problem) -> Problem:
+    """Its facts and options, without arrays and stream: something to compare and to look up by."""
+    nothing: Any = None
+    return problem._replace(**dict.fromkeys(_ARRAYS, nothing), stream=0)
+
+
+def elsewhere(request: Request) -> Request:
+    """A whole request of one that was recognised: its arrays described, where they are in this call."""
+    if request.alike is None or not request.at:
+        return request
+    first = request.alike.first
+    names = [name for name in _ARRAYS if getattr(first.problem, name) is not None]
+    moved = {
+        name: _moved(getattr(first.problem, name), at) for name, at in zip(names, request.at, strict=False)
+    }
+    out = None if first.out is None else _moved(first.out, request.at[-1])
+    kept = {name: frozen(x) for name, x in moved.items()}
+    whole = request.problem._replace(**kept, stream=request.stream)
+    return request._replace(problem=whole, out=out, at=())
+
+
+def _moved(x: Array, at: int) -> Array:
+    return memory_at(at, x.shape, x.dtype, x.strides)
+
+
+def place_of_all(arrays: dict[str, Any]) -> Place | None:
     """Where a call's arrays are: all on one device, or None, all on the host."""
     if not any(map(on_device, arrays.values())):
         return None
@@ -152,7 +276,11 @@ def _place(arrays: dict[str, Any]) -> Place | None:
     if len({place.device for place in places}) > 1:
         devices = ", ".join(f"{key} on {place.device}" for key, place in zip(placed, places, strict=True))
         raise BackendError(f"the arrays are on several devices: {devices}. Move them to one place first.")
-    return places[0]._replace(wait=any(place.wait for place in places))
+    if arrays.get("out") is not None and read_only(arrays["out"]):
+        raise ValueError("out is read-only: pass an array that can be written to; JAX's cannot.")
+    # What another library reads of `out` is not behind the stream of the logits'.
+    foreign = places[-1].library != places[0].library and placed[-1] == "out"
+    return places[0]._replace(wait=foreign or any(place.wait for place in places))
 
 
 def _weighs(labels: Array | None, ignore: int | None, w: Array | None, u: Array | None) -> bool:
@@ -163,6 +291,12 @@ def _weighs(labels: Array | None, ignore: int | None, w: Array | None, u: Array 
 _LASTING = frozenset({float, int, str, type(None), np.float64, np.float32})
 
 
+def check_numbers(*numbers: Any) -> tuple[dict[str, Any], str, float | None, float]:
+    """`_numbers`: most calls repeat the options of another. Only values that cannot change are looked up."""
+    check = _numbers if _LASTING.issuperset(map(type, numbers)) else _numbers.__wrapped__
+    return check(*numbers)
+
+
 @lru_cache(maxsize=1024, typed=True)
 def _numbers(
     label_smoothing: Any,
@@ -170,6 +304,8 @@ def _numbers(
     softcap: Any,
     z_loss: Any,
     grad_scale: Any,
+    hess_scale: Any,
+    hess_min: Any,
     reduction: Any,
     denominator: Any,
     empty: Any,
@@ -181,6 +317,8 @@ def _numbers(
         "softcap": None if softcap is None else checks.real("softcap", softcap, above=0.0),
         "z_loss": checks.real("z_loss", z_loss, low=0.0),
         "grad_scale": checks.real("grad_scale", grad_scale) + 0.0,  # -0.0 is looked up as 0.0, and so it is
+        "hess_scale": checks.real("hess_scale", hess_scale) + 0.0,
+        "hess_min": None if hess_min is None else checks.real("hess_min", hess_min),
     }
     checks.spread(options["temperature"], options["softcap"])
     reduction = checks.one_of("reduction", reduction, ("none", "sum", "mean"))
@@ -189,7 +327,7 @@ def _numbers(
     return options, reduction, divisor, math.nan if empty == "nan" else 0.0
 
 
-def _total_weight(
+def total_weight(
     rows: int, labels: Array | None, ignore: int | None, w: Array | None, u: Array | None
 ) -> float:
     """The denominator of a mean: the sum of u * w[y] over counted rows, of u for distributions.
@@ -231,7 +369,7 @@ def _flat(x: Array | None) -> Array | None:
     return np.ascontiguousarray(x).reshape(-1)
 
 
-def _frozen(x: Any) -> Any:
+def frozen(x: Any) -> Any:
     """A view that a backend cannot write through: inputs are the caller's."""
     if x is None:
         return None

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
-from .backend import Backend, BackendError
+from .backend import Backend, BackendError, Problem
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -46,6 +46,13 @@ def load(name: str) -> Backend:
             f"{where} is not a backend: it lacks {', '.join(lacking)}; see sce.backend.Backend."
         )
     return cast(Backend, module)
+
+
+def refuses(backend: Backend, problem: Problem) -> str | None:
+    """Why it does not take the problem, or None. One that says nothing of binary problems knows none."""
+    if problem.binary and not getattr(backend, "takes_binary", False):
+        return "it takes no binary problems."
+    return backend.refuses(problem)
 
 
 def missing(name: str) -> str | None:

@@ -105,7 +105,7 @@ def _objection(name: str, problem: Problem, *, searching: bool) -> str | None:
     backend = registry.load(name)  # unknown, clashing or broken: raises, even under `auto`
     if searching and backend.on_device != problem.on_device:
         return "auto never moves data between host and device."
-    return backend.refuses(problem) or registry.missing(name)
+    return registry.refuses(backend, problem) or registry.missing(name)
 
 
 def _why_missing(name: str) -> str | None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
+import numpy as np
 import pytest
 
 from sce import registry
-from sce.backend import BackendError
+from sce.backend import BackendError, memory_at
 
 
 def pytest_addoption(parser):
@@ -57,3 +61,52 @@ def backend(request):
     if why := registry.missing(request.param):
         pytest.fail(f"--backend {request.param}: {why}", pytrace=False)
     return request.param
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """A backend for arrays on a device, which is the emulator; it remembers what it was asked."""
+    pytest.importorskip("greenlet", reason="the emulator needs greenlet")
+    from sce_backends.cuda import emulated, execute
+
+    module = ModuleType("pretended.cuda")
+    module.on_device, module.debug, module.takes_binary = True, False, True
+    module.launches, module.problems, module.inspected = [], [], []
+    module.refuses = lambda problem: None
+    module.missing = lambda: None
+
+    def machine():
+        made = emulated.Machine()
+        made.launches = module.launches
+        return made
+
+    class Bound:
+        """In the emulator, at the addresses it is given."""
+
+        def __init__(self, problem, answer):
+            self.given = problem, answer
+
+        def there(self, at):
+            found = iter(at)
+            for part in self.given:
+                arrays = {k: x for k, x in part._asdict().items() if isinstance(x, np.ndarray)}
+                yield part._replace(
+                    **{k: memory_at(next(found), x.shape, x.dtype, x.strides) for k, x in arrays.items()}
+                )
+
+        @np.errstate(all="ignore")  # the emulator's arithmetic is NumPy's
+        def inspect(self, at, stream):
+            module.inspected.append(self.given[0])
+            return execute.illegal(next(self.there(at)), machine(), np.copy)
+
+        @np.errstate(all="ignore")
+        def run(self, at, stream):
+            module.problems.append(self.given[0])
+            execute.execute(*self.there(at), machine())
+
+    module.run = None
+    module.bind = Bound
+    module.total_weight = lambda problem: float(execute.total_weight(problem, machine())[0])
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    yield module
+    registry.load.cache_clear()

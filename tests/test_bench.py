@@ -269,7 +269,8 @@ def test_the_full_suite_has_every_shape_dtype_and_option():
     plain = {(t.op, t.dtype, t.c) for t in full if (t.option, t.layout, t.where) == (None, "rows", "memory")}
     assert set(ISSUE) <= suites.CLASSES.keys()
     assert all(suites.CLASSES.values())  # each with its reason
-    assert plain >= {("loss_and_grad", dtype, c) for dtype in DTYPES for c in ISSUE}
+    assert plain >= {("loss_and_grad", dtype, c) for dtype in ("float32", "float64") for c in ISSUE}
+    assert plain >= {("loss_and_grad", dtype, c) for dtype in DTYPES for c in suites.HALVES}
     assert plain >= {("loss", "float32", c) for c in ISSUE}
     assert Task("loss_and_grad", 1, 10, where="call") in full
     assert {t.c for t in full if t.layout == "channels"} == {3, 21, 150}

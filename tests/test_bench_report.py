@@ -496,3 +496,53 @@ def test_quantities_have_a_unit_that_fits():
         "3.0 us",
     ]
     assert style.quantity(20480, style.BYTES) == "20 kB"
+
+
+# What bench/on_gpu.py wrote.
+
+
+def on_gpu(gpu, rows):
+    suite = {"status": "ok", "ran": 9, "cases": 9, "passed": 8, "failed": 0, "skipped": 1}
+    launch = [row("cuda", 7.5e-6, c=10, where="call", buffers="reused", option="no validation")]
+    parts = {"device": "cuda", "gpu": gpu, "conformance": suite, "launch": launch, "large": [], "steps": {}}
+    return {**document(rows), **parts}
+
+
+H100 = {"name": "NVIDIA H100", "sms": 132, "driver": "580.1"}
+ON_H100 = [
+    row("copy", 1e-3, c=1000, buffers="reused"),
+    row("cuda", 1.1e-3, c=1000, buffers="reused"),
+    row("cuda", None, c=1000, buffers="in place", status="wrong", why="no"),
+    row("liger", 2e-3, c=1000, buffers="in place"),
+    row("copy", 1e-3, c=100, buffers="reused"),
+    row("cuda", 1.25e-3, c=100, buffers="reused"),
+]
+
+
+def made_with(write, tmp_path, *documents):
+    (tmp_path / "gpus").mkdir(exist_ok=True)
+    for i, each in enumerate(documents):
+        write(each, f"gpus/{i}.json")
+    done = run(page, write(WHOLE), tmp_path / "page.md", "--on-gpus", tmp_path / "gpus")
+    assert done.exit_code == 0, done.output
+    return (tmp_path / "page.md").read_text()
+
+
+def test_without_a_gpu_the_page_says_not_measured(tmp_path, write):
+    without = [on_gpu({}, []), on_gpu(H100, [row("cuda", None, status="not reached", why="late")])]
+    for documents in ([], without):
+        made = made_with(write, tmp_path, *documents)
+        assert "## On a GPU: `cuda`\n\nNot measured: no GPU was at hand." in made
+        assert "H100" not in made
+
+
+def test_what_a_gpu_measured_is_on_the_page(tmp_path, write):
+    made = made_with(write, tmp_path, on_gpu(H100, ON_H100))
+    assert "Not measured: no GPU" not in made
+    assert "### NVIDIA H100" in made
+    assert "| driver | 580.1 |" in made
+    assert "| conformance | 8 passed, 0 failed, 1 skipped |" in made
+    assert "| the host's time per call, cuda, no validation | 7.50 us, aim: 12.0 |" in made
+    assert "| C | copy, GB/s | aim | cuda, reused | cuda, in place | liger, in place |" in made
+    assert "| 100 | 8.00 | 70% | 80% |  |  |" in made
+    assert "| 1000 | 8.00 | 90% | 91% | wrong | 50% |" in made

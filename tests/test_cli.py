@@ -515,7 +515,9 @@ def test_check_lists_skips_by_reason(few_cases: tuple[Any, ...], wrong: Callable
     backend = wrong("picky")
     found = run("check", "--backend", backend)
     assert found.status == 1
-    assert f"{backend} skipped {len(few_cases)}: takes nothing." in found.out
+    binary = sum(case.function == "binary" for case in few_cases)
+    assert f"{backend} skipped {len(few_cases) - binary}: takes nothing." in found.out
+    assert f"{backend} skipped {binary}: it takes no binary problems." in found.out
 
 
 def test_check_reports_progress(few_cases: tuple[Any, ...]) -> None:

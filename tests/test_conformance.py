@@ -55,7 +55,7 @@ def test_the_cases_are_the_same_every_time():
 
 def chosen(case):
     """The options that this case sets to something else than their default."""
-    names = {name for name, value in case.options.items() if value is not OPTIONS[name]}
+    names = {name for name, value in case.options.items() if value is not OPTIONS.get(name, value)}
     if case.options.get("reduction") == "mean":
         names.discard("reduction")
     if case.options.get("axis") == -1:
@@ -97,6 +97,26 @@ def test_every_pair_of_options_is_there_for_every_dtype_and_target():
         assert (dtype, "distribution", pair) in seen or "ignore_index" in pair
 
 
+def test_every_option_of_binary_is_there_alone_and_in_pairs_for_every_dtype_and_target():
+    defaults = {**inspect.signature(sce.binary_loss_grad_hess).parameters}
+    names = set(defaults) - NOT_OPTIONS - {"out"}
+    alone, pairs = set(), set()
+    for case in every_case():
+        if case.function == "binary":
+            given = {k for k, v in case.options.items() if v is not defaults[k].default and k != "reduction"}
+            soft = np.asarray(case.target).dtype.kind == "f"
+            alone |= {(dtype_of(case), soft, name) for name in given}
+            pairs |= {(dtype_of(case), soft, pair) for pair in combinations(sorted(given), 2)}
+    wanted = {
+        (dtype, soft, name)
+        for dtype, soft, name in product(DTYPES, (False, True), names)
+        if not (soft and name == "ignore_index")
+    }
+    assert wanted - alone <= {(dtype, soft, "reduction") for dtype, soft, _ in wanted}
+    for dtype, soft, pair in product(DTYPES, (False, True), combinations(sorted(names - {"reduction"}), 2)):
+        assert (dtype, soft, pair) in pairs or (soft and "ignore_index" in pair), (dtype, soft, pair)
+
+
 def test_every_output_is_there_for_every_dtype():
     seen = {(dtype_of(case), case.function, name) for case in every_case() for name in case.outputs}
     wanted = {(d, function, name) for d in DTYPES for function, names in FUNCTIONS.items() for name in names}
@@ -106,7 +126,7 @@ def test_every_output_is_there_for_every_dtype():
 
 def test_outputs_come_in_few_combinations():
     """A compiling backend builds a kernel for each."""
-    assert len({case.outputs for case in every_case()}) == 3 + 3
+    assert len({case.outputs for case in every_case()}) == 3 + 3 + 3
 
 
 def test_every_label_type_is_there():
@@ -160,7 +180,7 @@ def test_a_backend_that_cannot_run_is_an_error():
 
 def test_export_round_trip(tmp_path):
     """What a reader of the files alone would do: build the case again, ask, and compare."""
-    few = [case for case in every_case()[::61] if case.out != "in place"]
+    few = [case for case in every_case()[::61] if case.out not in ("in place", "over v")]
     count = conformance.export(tmp_path / "cases", few)
     files = sorted((tmp_path / "cases").glob("*.npz"))
     assert count == len(files) == sum(case.skip is None for case in few)
@@ -182,8 +202,20 @@ def read_back(stored):
         outputs = tuple(facts["outputs"])
         values = sce.evaluate(**inputs, outputs=outputs, backend="reference", **options)._asdict()
     else:
-        value = getattr(sce, facts["function"])(inputs["logits"], backend="reference", **options)
-        values = {facts["outputs"][0]: value}
+        if "v" in options:
+            inputs["v"] = typed(options.pop("v"), facts["dtypes"]["option_v"])
+        if facts["function"] in ("hvp", "softmax_jvp", "log_softmax_jvp", "log_softmax_vjp"):
+            options = {name: x for name, x in options.items() if name not in ("grad_scale", "empty")}
+        function = getattr(
+            sce, "binary_loss_grad_hess" if facts["function"] == "binary" else facts["function"]
+        )
+        given = {
+            "x" if name == "logits" and "target" not in inputs else name: x for name, x in inputs.items()
+        }
+        value = function(**given, backend="reference", **options)
+        several = value if isinstance(value, tuple) else (value,)
+        values = dict(zip(FUNCTIONS[facts["function"]], several, strict=True))
+        values = {name: values[name] for name in facts["outputs"]}
     for name, got in values.items():
         want, allowed = stored[f"expected_{name}"], stored[f"allowed_{name}"]
         with np.errstate(all="ignore"):

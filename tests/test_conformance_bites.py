@@ -35,6 +35,7 @@ def backend(run):
         __name__=run.__name__,
         on_device=False,
         debug=False,
+        takes_binary=True,
         refuses=lambda _: None,
         missing=lambda: None,
         run=run,
@@ -90,6 +91,8 @@ USUAL = {
     "z_loss": 0.0,
     "denominator": 1.0,
     "grad_scale": 1.0,
+    "hess_scale": 1.0,
+    "hess_min": None,
 }
 
 
@@ -393,6 +396,124 @@ def hessian_without_soft_cap_curvature(problem, answer):
             )
             reference.run(plain_z, type(answer)(hess_diag=h))
             answer.hess_diag[...] = h * slope**2
+
+
+@mistake("options")
+@after
+def product_without_temperature_chain(problem, answer):
+    if answer.hvp is not None and problem.temperature != 1:
+        answer.hvp[...] = answer.hvp * problem.temperature
+
+
+def products(problem):
+    """(p, w - p.w, p.w) of a problem along v, in float64 and as textbooks have it."""
+    p = softmax_of(rows_of(problem))
+    w = problem.direction.reshape(p.shape).astype(np.float64)
+    mean = (p * w).sum(axis=1, keepdims=True)
+    return p, w - mean, mean
+
+
+@mistake("confident")
+@after
+def product_where_one_minus_p_cancels(problem, answer):
+    if answer.hvp is not None and plain(problem):
+        p, centred, _ = products(problem)
+        put(answer.hvp, p * centred)
+
+
+@mistake("closed forms")
+@after
+def product_relative_to_the_maximum(problem, answer):
+    """(v_k - v_t) + sum_j p_j (v_t - v_j) loses digits where v_t is far from the others and p_t small."""
+    if answer.hvp is not None and plain(problem):
+        p, _, _ = products(problem)
+        v = problem.direction.reshape(p.shape).astype(np.float64)
+        top = np.take_along_axis(v, p.argmax(axis=1)[:, None], 1)
+        put(answer.hvp, p * ((v - top) + (p * (top - v)).sum(axis=1, keepdims=True)))
+
+
+@mistake("options")
+@after
+def product_without_z_loss_of_the_mean(problem, answer):
+    if answer.hvp is not None and problem.z_loss and problem.softcap is None and not problem.own_denominator:
+        p, _, mean = products(problem)
+        u = np.ones(problem.rows) if problem.sample_weight is None else problem.sample_weight
+        s = np.where(counted(problem), u, 0) / (problem.denominator or np.inf) * problem.hess_scale
+        less = 2 * problem.z_loss * s[:, None] * p * mean / problem.temperature**2
+        put(answer.hvp, answer.hvp.reshape(p.shape) - less.astype(answer.hvp.dtype))
+
+
+@mistake("options")
+def product_without_soft_cap_curvature(problem, answer):
+    reference.run(problem, answer)
+    if answer.hvp is not None and problem.softcap is not None:
+        x = problem.logits.astype(np.float64)
+        slope = np.cosh(x / (problem.temperature * problem.softcap)) ** -2 / problem.temperature
+        z, v = rows_of(problem).reshape(x.shape), problem.direction * slope
+        flat = problem._replace(
+            logits=z, direction=v, softcap=None, temperature=1.0, logit_bias=None, dtype="float64"
+        )
+        h = np.empty(x.shape)
+        reference.run(flat, type(answer)(hvp=h))
+        answer.hvp[...] = h * slope
+
+
+@mistake("layouts")
+@after
+def product_with_v_of_the_first_row(problem, answer):
+    if answer.hvp is not None:
+        v = np.broadcast_to(problem.direction[:1, :1], problem.direction.shape)
+        reference.run(problem._replace(direction=v), answer)
+
+
+@mistake("edges")
+@after
+def product_of_zero_where_v_is_nan(problem, answer):
+    if answer.hvp is not None:
+        answer.hvp[...] = np.where(np.isnan(problem.direction), 0, answer.hvp)
+
+
+@mistake("edges")
+@after
+def nan_of_v_in_rows_left_out(problem, answer):
+    if answer.hvp is not None:
+        hvp = by_rows(answer.hvp, problem).astype(np.float64)
+        out = ~counted(problem)
+        hvp[out] = 0 * by_rows(problem.direction, problem)[out].astype(np.float64)
+        put(answer.hvp, hvp)
+
+
+@mistake("edges")
+@after
+def floor_in_rows_left_out(problem, answer):
+    if answer.hess_diag is not None and problem.hess_min is not None:
+        answer.hess_diag[...] = np.maximum(answer.hess_diag, problem.hess_min)
+
+
+@mistake("options")
+def floor_before_the_weights(problem, answer):
+    if answer.hess_diag is not None and problem.hess_min is not None and problem.sample_weight is not None:
+        floor = problem.hess_min * np.abs(problem.sample_weight / (problem.denominator or 1.0))
+        reference.run(problem._replace(hess_min=None), answer)
+        hess = by_rows(answer.hess_diag, problem)
+        put(answer.hess_diag, np.maximum(hess, floor[:, None].astype(hess.dtype)))
+    else:
+        reference.run(problem, answer)
+
+
+@mistake("options")
+@after
+def gradient_times_the_scale_of_the_hessian(problem, answer):
+    if answer.grad is not None and answer.hess_diag is not None:
+        answer.grad[...] = answer.grad * problem.hess_scale
+
+
+@mistake("softmax")
+@after
+def log_softmax_along_v_around_the_plain_mean(problem, answer):
+    if answer.log_softmax_jvp is not None:
+        v = problem.direction.astype(np.float64)
+        answer.log_softmax_jvp[...] = (v - v.mean(axis=-1, keepdims=True)) / problem.temperature
 
 
 @mistake("options")
@@ -764,6 +885,180 @@ for place, where in PLACES.items():
         wrong = elsewhere(where, **{option: True})
         wrong.__name__ = f"no {option} for {place}"
         mistake("crossed")(wrong)
+
+
+# One logit per element.
+
+
+def of_binary(change):
+    """A mistake with the loss, gradient and Hessian of binary problems, in float64."""
+
+    def run(problem, answer):
+        reference.run(problem, answer)
+        if problem.binary and problem.validated:
+            with np.errstate(all="ignore"):
+                found = change(problem, problem.logits.astype(np.float64) / problem.temperature)
+            for name, value in found.items():
+                into = getattr(answer, name)
+                if into is not None:
+                    put(into, value.sum(keepdims=True) if into.size == 1 and problem.reduce else value)
+
+    run.__name__ = change.__name__
+    return mistake("binary")(run)
+
+
+def binary_parts(problem):
+    """(y, s) of a plain problem."""
+    if problem.labels is not None:
+        y = (problem.labels == 1).astype(float)
+        known = problem.labels != (problem.ignore_index if problem.ignore_index is not None else -99)
+    else:
+        y, known = problem.distribution.astype(float), True
+    u = 1.0 if problem.sample_weight is None else problem.sample_weight
+    return y, np.where(known, u, 0) / (problem.denominator or np.inf)
+
+
+def plain_binary(problem):
+    usual = problem.label_smoothing == 0 and problem.temperature == 1 and problem.grad_scale == 1
+    return usual and isinstance(problem.pos_weight, float) and problem.pos_weight == 1
+
+
+@of_binary
+def binary_loss_as_minus_log_p(problem, z):
+    y, s = binary_parts(problem)
+    p = 1 / (1 + np.exp(-z))
+    return {"loss": -s * (y * np.log(p) + (1 - y) * np.log(1 - p))} if plain_binary(problem) else {}
+
+
+@of_binary
+def binary_loss_as_log_of_one_plus(problem, z):
+    y, s = binary_parts(problem)
+    loss = s * (np.maximum(z, 0) - z * y + np.log(1 + np.exp(-np.abs(z))))
+    return {"loss": loss} if plain_binary(problem) and np.isfinite(loss).all() else {}
+
+
+@of_binary
+def binary_loss_as_a_difference(problem, z):
+    """The form of the textbooks, max(x, 0) - x y + log1p(exp(-|x|)): 0 * inf, and nothing else wrong."""
+    y, s = binary_parts(problem)
+    return (
+        {"loss": s * (np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z))))}
+        if plain_binary(problem)
+        else {}
+    )
+
+
+@of_binary
+def binary_gradient_as_p_minus_y(problem, z):
+    y, s = binary_parts(problem)
+    grad = s * (1 / (1 + np.exp(-z)) - y)
+    return {"grad": grad} if plain_binary(problem) and np.isfinite(grad).all() else {}
+
+
+@of_binary
+def binary_hessian_by_subtraction(problem, z):
+    _, s = binary_parts(problem)
+    p = (1 / (1 + np.exp(-z))).astype(np.float32)
+    usual = plain_binary(problem) and problem.hess_scale == 1 and problem.hess_min is None
+    return {"hess_diag": s * p * (1 - p)} if usual and np.isfinite(z).all() else {}
+
+
+@of_binary
+def binary_left_out_times_zero(problem, z):
+    y, s = binary_parts(problem)
+    grad = s * (1 / (1 + np.exp(-z)) - y)
+    return {"grad": np.where(s == 0, grad, 0) + 0} if plain_binary(problem) and (s == 0).all() else {}
+
+
+def binary_instead(name, **changes):
+    def run(problem, answer):
+        new = {key: change(problem) if callable(change) else change for key, change in changes.items()}
+        reference.run(problem._replace(**new) if problem.binary else problem, answer)
+
+    run.__name__ = name
+    mistake("binary")(run)
+
+
+for option, off in {
+    "sample_weight": None, "ignore_index": None, "label_smoothing": 0.0, "temperature": 1.0,
+    "denominator": 1.0, "grad_scale": 1.0, "hess_scale": 1.0, "hess_min": None, "pos_weight": 1.0,
+}.items():  # fmt: skip
+    binary_instead(f"binary_ignores_{option}", **{option: off})
+
+binary_instead(
+    "one_pos_weight_for_all_labels",
+    pos_weight=lambda p: float(np.ravel(p.pos_weight)[0]) if np.size(p.pos_weight) else 1.0,
+)
+binary_instead(
+    "weights_read_as_if_contiguous",
+    sample_weight=lambda p: (
+        p.sample_weight
+        if p.sample_weight is None or not p.sample_weight.size
+        else np.resize(np.unique(p.sample_weight), p.sample_weight.shape)
+    ),
+)
+binary_instead(
+    "probabilities_clipped",
+    distribution=lambda p: None if p.distribution is None else np.clip(p.distribution.astype(float), 0, 1),
+)
+binary_instead(
+    "infinite_logits_clipped",
+    logits=lambda p: np.clip(p.logits, -1e4, 1e4).astype(p.logits.dtype),
+)
+binary_instead(
+    "any_label_but_0_is_1",
+    labels=lambda p: p.labels if p.labels is None or p.validated else (p.labels != 0).astype(np.int64),
+)
+binary_instead(
+    "labels_of_a_byte_compared_as_signed",
+    labels=lambda p: (
+        p.labels.view(np.int8) if p.labels is not None and p.labels.dtype == np.uint8 else p.labels
+    ),
+)
+binary_instead(
+    "memory_order_for_element_order",
+    logits=lambda p: (
+        np.ravel(p.logits, "K").reshape(p.logits.shape)
+        if p.logits.size > 1 and 0 not in p.logits.strides[:2]
+        else p.logits
+    ),
+)
+
+
+@mistake("binary")
+@after
+def binary_hess_min_where_nothing_counts(problem, answer):
+    if problem.binary and answer.hess_diag is not None and problem.hess_min is not None:
+        answer.hess_diag[...] = np.maximum(answer.hess_diag, problem.hess_min)
+
+
+@mistake("binary")
+def binary_hess_min_before_the_weights(problem, answer):
+    if problem.binary and answer.hess_diag is not None and problem.hess_min is not None:
+        _, s = binary_parts(problem)
+        reference.run(problem._replace(hess_min=None), answer)
+        put(answer.hess_diag, np.maximum(answer.hess_diag, problem.hess_min * np.abs(s)))
+    else:
+        reference.run(problem, answer)
+
+
+@mistake("binary")
+@after
+def binary_remainder_left_out(problem, answer):
+    n = problem.rows % 16
+    if problem.binary and answer.grad is not None and problem.rows > 16 and n:
+        answer.grad.reshape(-1)[-1] = 0
+        put(
+            answer.grad,
+            np.where(np.arange(problem.rows).reshape(answer.grad.shape) == problem.rows - 1, 0, answer.grad),
+        )
+
+
+@mistake("binary")
+@after
+def binary_sums_in_the_logits_dtype(problem, answer):
+    if problem.binary and answer.loss is not None and problem.reduce:
+        answer.loss[...] = answer.loss.astype(problem.logits.dtype)
 
 
 # The tests.

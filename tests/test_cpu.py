@@ -81,9 +81,9 @@ def test_the_polynomials_are_chebyshev_fits():
     number = r"(?:F32\()?([\d.e+-]+)\)?"
     scalar = re.findall(rf"p = {number}\n((?: +p = p \* r \+ .*\n)+)", source)
     found = [("p", "r", [first, *re.findall(rf"\+ {number}", rest)]) for first, rest in scalar]
-    vectors = rf"([pq]) = fused\(([rz]), {number}, {number}\)\n((?: +\1 = fused\(\1, \2, .*\)\n)+)"
+    vectors = rf"([pq]) = fused\(([rzx]), {number}, {number}\)\n((?: +\1 = fused\(\1, \2, .*\)\n)+)"
     for name, of, a, b, rest in re.findall(vectors, source):
-        found.append((name, of, [a, b, *re.findall(rf", [rz], {number}", rest)]))
+        found.append((name, of, [a, b, *re.findall(rf", [rzx], {number}", rest)]))
     known = [
         ("p", "r", 6),
         ("p", "r", 11),
@@ -92,6 +92,7 @@ def test_the_polynomials_are_chebyshev_fits():
         ("p", "z", 7),
         ("p", "r", 7),
         ("p", "z", 4),
+        ("p", "x", 13),
     ]
     assert [(name, of, len(written)) for name, of, written in found] == known
     with mpmath.workdps(50):
@@ -109,7 +110,11 @@ def test_the_polynomials_are_chebyshev_fits():
             s = mpmath.sqrt(z)
             return 2 * (mpmath.atanh(s) - s) / s**3 if z > 1e-20 else mpmath.mpf(2) / 3 + 2 * z / 5
 
+        def log(x):
+            return mpmath.log1p(x) / x if x > 1e-40 else mpmath.mpf(1)
+
         functions = {"pr": (tail, -half, half), "qr": (whole, -half, half), "pz": (atanh, 0, most)}
+        functions["px"] = (log, 0, 1)
         for k, (name, of, written) in enumerate(found):
             dtype = np.float32 if k in (0, 2) else np.float64
             function, low, high = functions[name + of]
@@ -157,7 +162,11 @@ LOOPS = {
     "emit_grad in place": ("emit_grad", (Z, None, None, None, ONE, ONE, (ONE,) * 4, None), None),
     "emit_grad": ("emit_grad", (Z, None, None, None, ONE, ONE, (ONE,) * 4, Z), None),
     "emit_grad, all options": ("emit_grad", (Z, Z, WIDE, WIDE, ONE, ONE, (ONE,) * 4, None), None),
-    "emit_hess": ("emit_hess", (Z, None, None, None, None, ONE, ONE, (ONE, ONE, 0.0, 0.0, 0.0), Z), None),
+    "emit_hess": ("emit_hess", (Z, *(None,) * 4, ONE, ONE, (ONE, ONE, *(0.0,) * 4), Z), None),
+    "sum_along": ("sum_along", (Z, WIDE, None, 0.0), "v?addpd"),
+    "sum_along, soft cap": ("sum_along", (Z, WIDE, WIDE, 0.0), "v?addpd"),
+    "emit_centred": ("emit_centred", (WIDE, None, 0.0, 0.0, 0.0, Z), "v?addpd"),
+    "emit_hvp": ("emit_hvp", (Z, None, None, WIDE, None, None, ONE, ONE, (ONE, ONE, *(0.0,) * 5), Z), None),
     "emit_log_softmax": ("emit_log_softmax", (Z, None, ONE, ONE, ONE, Z), "v?subps"),
     "soft_cap": ("soft_cap", (Z, Z, WIDE, WIDE, 1.0, 1.0, WIDE), None),
     "affine": ("affine", (Z, Z, 1.0, Z, Z), None),
@@ -204,7 +213,7 @@ STARVED = """
 import resource, numpy as np, sce
 x = np.zeros((1, 60_000_000), np.float16)
 out = np.full_like(x, 7)
-sce.loss_and_grad(x[:, :10], [0], backend="cpu")  # compiles
+sce.loss_and_grad(x[:, : 1 << 21], [0], backend="cpu")  # compiles
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 150_000_000, -1))
 try:

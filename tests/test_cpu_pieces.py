@@ -148,6 +148,7 @@ def test_a_signal_handler_may_call_between_the_passes():
     x, y = some(1)
     want = sce.loss_and_grad(x, y, backend="cpu")
     other = some(1, 40_000)
+    sce.loss_and_grad(*other, backend="cpu")  # compiles, which Numba cannot do twice at a time in one thread
     before = signal.signal(signal.SIGALRM, lambda *_: sce.loss_and_grad(*other, backend="cpu"))
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.004, 0.004)

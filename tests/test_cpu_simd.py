@@ -526,3 +526,39 @@ def test_the_short_exponential_is_within_its_bound():
     with mpmath.workdps(40):
         assert relatively(out, [mpmath.exp(mpmath.mpf(v)) for v in x.tolist()]) <= 2.0**-37
     same(beyond, np.array([0, np.nan, 0, 0, 1, 1, 0, 0.0]))
+
+
+@compiled
+def log1p_of_unit_all(x, out, vectors):
+    for i in range(0, vectors * LINE, LINE):
+        store(0.0, out + i, vector_math.short_log1p_of_unit(load(0.0, x + i, 0.0)))
+
+
+def test_log1p_between_0_and_1_is_within_its_bound():
+    x = np.concatenate([rng.uniform(0, 1, 4000), 10.0 ** rng.uniform(-300, 0, 2000), [1.0, 2.0**-60] * 4])
+    edges, beyond = np.array([0.0, np.nan] * 4), np.empty(8)
+    out = np.empty_like(x)
+    log1p_of_unit_all(at(x), at(out), x.size // 8)
+    log1p_of_unit_all(at(edges), at(beyond), 1)
+    with mpmath.workdps(40):
+        assert relatively(out, [mpmath.log1p(mpmath.mpf(v)) for v in x.tolist()]) <= 2.0**-34
+    same(beyond, edges)
+
+
+@compiled
+def labels_of(of, source, ignored, out, skips):
+    y, skip = simd.load_labels(of, source, ignored)
+    store(0.0, out, y)
+    store(0.0, skips, select(skip, splat(1.0), splat(0.0)))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64])
+def test_labels_are_0_or_1_or_nan_and_compared_as_integers(dtype):
+    big = {1: 127, 4: 2**31 - 1, 8: 2**62 + 1}[np.dtype(dtype).itemsize]
+    x = np.array([0, 1, 2, big, big - 1, 1, 0, 255 if dtype == np.uint8 else -1], dtype)
+    want = np.array([0, 1, np.nan, np.nan, np.nan, 1, 0, np.nan])
+    for ignored in (big, -1, 1, 7):
+        out, skips = np.empty(8), np.empty(8)
+        labels_of(dtype(0), at(x), ignored, at(out), at(skips))
+        same(out, want)
+        same(skips, (x == ignored).astype(float))

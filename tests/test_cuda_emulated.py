@@ -43,12 +43,12 @@ def test_the_kernels_conform(group):
     assert not report.failures, "\n".join(f"{f.case} | {f.output}: {f.message}" for f in report.failures)
 
 
-@pytest.mark.parametrize("group", ["options", "crossed", "edges", "confident"])
+@pytest.mark.parametrize("group", ["options", "crossed", "edges", "confident", "binary"])
 def test_they_conform_whoever_comes_first(group):
     """With the schedule reversed, and on a device without clusters."""
 
     class Reversed:
-        on_device, debug = False, True
+        on_device, debug, takes_binary = False, True, True
         refuses, missing = staticmethod(emulated.refuses), staticmethod(emulated.missing)
 
         @staticmethod
@@ -126,6 +126,52 @@ def test_every_way_within_bounds_in_place_and_whoever_comes_first(monkeypatch, w
         assert all(same_bits(answers[0][name], other[name]) for name in other)
 
 
+OPTIONS = {
+    "z-loss": {"z_loss": 0.03},
+    "both": {"z_loss": 2.0, "temperature": 0.7},
+    "weights": {"z_loss": 1e-4, "sample_weight": np.array([2.0, 0.5, -1.0])},
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [*((words, "float32") for words in OPTIONS), ("both", "float64"), ("both", "bfloat16")],
+)
+@pytest.mark.parametrize("way", WAYS)
+def test_options_within_bounds_in_every_way(monkeypatch, way, options, dtype):
+    classes, options = ways(monkeypatch, way), OPTIONS[options]
+    rng = np.random.default_rng(classes)
+    x = rng.normal(size=(3, classes)) * 3
+    y = rng.integers(0, classes, 3)
+    x[1, y[1]] += 30
+    x[2, y[2]] -= 50
+    x, answers = cast(x, dtype), []
+    for reverse in (False, True):
+        own = x.copy()
+        grad = own.reshape(3, 1, classes)
+        machine = emulated.Machine(reverse=reverse)
+        found, launches, wrong = solve(own, y, machine=machine, grad_at=grad, **options)
+        assert not wrong, wrong
+        answers.append(found)
+    spec = launches[-1].spec
+    assert isinstance(spec, plan.Rows)
+    assert spec.squared
+    assert all(same_bits(answers[0][name], answers[1][name]) for name in found)
+
+
+@pytest.mark.parametrize("offset", [0.0, 3e4, 1e6, -1e8])
+@pytest.mark.parametrize("options", [{"temperature": 0.7}, OPTIONS["z-loss"], OPTIONS["both"]])
+def test_options_far_from_zero(offset, options):
+    """Whatever all logits have in common; and a target far above the others, whose exponentials fade."""
+    x = np.random.default_rng(8).normal(size=(4, 70)) * 5 + offset
+    y = np.array([3, 69, 0, 7])
+    x[1, 69] += 200
+    x[2, 0] -= 300
+    _, launches, wrong = solve(x.astype("f4"), y, **options)
+    assert isinstance(launches[-1].spec, plan.Rows)
+    assert not wrong, wrong
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_special_rows_in_every_way(monkeypatch, way):
     classes = ways(monkeypatch, way)
@@ -142,7 +188,7 @@ def test_special_rows_in_every_way(monkeypatch, way):
     y[7], y[8] = -100, classes
     x[7, 0] = np.nan
     weights = np.array([2.0, 1, 1, 1, 1, 1, -1, 1, 1])
-    for options in ({}, {"temperature": 0.7, "sample_weight": weights}):
+    for options in ({}, {"z_loss": 0.1}, {"temperature": 0.7, "sample_weight": weights, "z_loss": 0.1}):
         _, _, wrong = solve(x, y, ignore_index=-100, validate=False, **options)
         assert not wrong, wrong
 
@@ -349,6 +395,29 @@ def test_a_changed_kernel_is_found(monkeypatch, mutant):
         said = str(fault)
     assert said, f"nobody noticed {mutant}"
     assert re.search(words, said), said
+
+
+Z_LOSS_MUTANTS = {
+    "half a slope": ("bend, bend_t = bend + bend, bend_t + bend_t", "pass"),
+    "a faded sum": ("        if faded:\n            h, t = add", "        if False:\n            h, t = add"),
+    "the base is forgotten": ("whole, whole_t = base, zero", "whole, whole_t = zero, zero"),
+    "the target's slope": ("q_h, q_t = add(q_h, q_t, -g, -error)", "pass"),
+}
+
+
+@pytest.mark.parametrize("mutant", Z_LOSS_MUTANTS)
+def test_a_change_to_the_z_loss_is_found(monkeypatch, mutant):
+    old, new = Z_LOSS_MUTANTS[mutant]
+    monkeypatch.setattr(
+        kernels, "_HOME", {**kernels._HOME, plan.Rows: changed(monkeypatch, "rows", old, new)}
+    )
+    classes = ways(monkeypatch, "warp with an edge")
+    x = (np.random.default_rng(3).normal(size=(3, classes)) * 3).astype("f4")
+    y = np.array([0, classes - 1, classes // 2])
+    x[1, -1] = 200
+    x[2] += 40000
+    _, _, wrong = solve(x, y, z_loss=0.1)
+    assert wrong, f"nobody noticed {mutant}"
 
 
 def changed(monkeypatch, name, old, new):

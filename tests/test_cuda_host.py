@@ -16,7 +16,7 @@ from sce.backend import memory_at
 
 pytest.importorskip("platformdirs", reason="the kernels' cache needs platformdirs")
 
-from sce_backends.cuda import cache, gpu, kernels, plan
+from sce_backends.cuda import absence, cache, kernels, plan, record
 from sce_backends.cuda.plan import Launch
 from sce_backends.cuda.totals import Totals
 
@@ -45,7 +45,7 @@ def test_a_missing_package_is_named(monkeypatch, module, package):
         made.__file__ = "/site-packages/numba_cuda/__init__.py"
         monkeypatch.setitem(sys.modules, name, made)
     without(monkeypatch, module)
-    why = gpu.absent()
+    why = absence.absent()
     assert f"the package {package} is missing (No module named" in why
     assert "pip install 'sce[cuda]'" in why
 
@@ -54,26 +54,31 @@ def test_numbas_own_cuda_is_not_enough(monkeypatch):
     made = ModuleType("numba.cuda")
     made.__file__ = "/site-packages/numba/cuda/__init__.py"
     monkeypatch.setitem(sys.modules, "numba.cuda", made)
-    assert "numba.cuda is Numba's own, which compiles nothing without a driver: pip install" in gpu.absent()
+    assert (
+        "numba.cuda is Numba's own, which compiles nothing without a driver: pip install" in absence.absent()
+    )
 
 
-def test_a_compiler_library_that_does_not_load_is_named(monkeypatch):
+@pytest.mark.parametrize("library", ["nvvm", "nvrtc", "nvJitLink"])
+def test_a_compiler_library_that_does_not_load_is_named(monkeypatch, library):
     pathfinder = pytest.importorskip("cuda.pathfinder", reason="no CUDA packages")
 
     def load(name):
-        if name == "nvJitLink":
-            raise OSError("libnvJitLink.so.13: no such file")
+        if name == library:
+            raise OSError(f"lib{name}.so.13: no such file")
 
     monkeypatch.setattr(pathfinder, "load_nvidia_dynamic_lib", load)
-    why = gpu._toolkit()
-    assert why.startswith("the compiler's library nvJitLink does not load (OSError): pip install 'sce[cuda]'")
-    assert "'cuda-toolkit[nvjitlink]==13.0.*'" in why
+    why = absence._toolkit()
+    assert why.startswith(
+        f"the compiler's library {library} does not load (OSError): pip install 'sce[cuda]'"
+    )
+    assert f"'cuda-toolkit[{library.lower()}]==13.0.*'" in why
 
 
 class Driver(SimpleNamespace):
     """What cuda.bindings.driver answers on some machine."""
 
-    CUresult = SimpleNamespace(CUDA_SUCCESS=0, CUDA_ERROR_NO_DEVICE=100)
+    CUresult = SimpleNamespace(CUDA_SUCCESS=0, CUDA_ERROR_NOT_INITIALIZED=3, CUDA_ERROR_NO_DEVICE=100)
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
@@ -104,6 +109,10 @@ class Driver(SimpleNamespace):
             {"status": "absent"},
             "no NVIDIA driver: libcuda does not load. Install the driver of your GPU, 580 or",
         ),
+        (
+            {"status": 3},
+            'forked from another, and does not work here: start processes with multiprocessing\'s "spawn"',
+        ),
         ({"status": 100}, "the NVIDIA driver sees no device: is CUDA_VISIBLE_DEVICES empty"),
         ({"status": SimpleNamespace(name="CUDA_ERROR_UNKNOWN")}, "does not start: CUDA_ERROR_UNKNOWN"),
         ({"status": 0, "version": 13000, "devices": []}, "sees no device"),
@@ -123,9 +132,11 @@ def test_what_a_driver_may_say(monkeypatch, machine, words):
     bindings = ModuleType("cuda.bindings")
     bindings.driver = Driver(**machine)
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-    monkeypatch.setattr(gpu, "toolkit", lambda: CUDA_13)
-    why = gpu._driver()
+    monkeypatch.setattr(absence, "toolkit", lambda: CUDA_13)
+    monkeypatch.setattr(absence, "started", False)
+    why = absence._driver()
     assert (why is None) if words is None else words in why
+    assert absence.started == (machine["status"] == 0)
 
 
 def test_the_backends_listing_explains():
@@ -221,9 +232,9 @@ def test_the_directory_depends_on_versions(kept, monkeypatch):
 
 def test_arguments_as_cuda_core_takes_them():
     x = memory_at(4096, (3,), "f4")
-    assert gpu.packed("*float32", x) == 4096
-    assert gpu.packed("*float32", None) == 0
-    found = [gpu.packed(kind, 2) for kind in ("int64", "float64", "float32")]
+    assert record.packed("*float32", x) == 0  # each call has its own address
+    assert record.packed("*float32", None) == 0
+    found = [record.packed(kind, 2) for kind in ("int64", "float64", "float32")]
     assert [type(value) for value in found] == [int, float, np.float32]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from sce.backend import Answer, memory_at
 from sce.problem import prepare
+from sce_backends import cuda
 from sce_backends.cuda import plan
 from sce_backends.cuda.group import WARP
 from sce_backends.cuda.plan import Device
@@ -151,8 +152,10 @@ def test_vectors_are_aligned_in_every_row():
         {"label_smoothing": 0.1},
         {"softcap": 30.0},
         {"logit_bias": True},
-        {"z_loss": 1e-4},
+        {"z_loss": 1e-4, "class_weight": True},
+        {"z_loss": 1e-33},
         {"outputs": ("loss", "lse")},
+        {"outputs": ("loss", "z_loss"), "z_loss": 1e-4},
         {"temperature": 1e-33},
         {"grad_scale": 1e33},
         {"reduction": "mean", "denominator": 0.0},
@@ -168,6 +171,7 @@ def test_what_the_general_kernel_takes(options):
         {},
         {"temperature": 0.7, "ignore_index": -100, "grad_scale": 0.0},
         {"sample_weight": True, "class_weight": True, "reduction": "mean", "denominator": 3.0},
+        {"z_loss": 1e-4, "temperature": 0.7, "sample_weight": True},
         {"outputs": ("loss",)},
         {"outputs": ("grad",)},
     ],
@@ -199,6 +203,14 @@ def test_the_grid_covers_every_row_once(rows, classes):
         assert 0 <= launch.blocks // shape.pieces * spec.groups - rows < spec.groups
         assert launch.threads == spec.lanes * spec.groups
     assert len(launches) == (2 if spec.parts == "first" else 1)
+
+
+def test_more_rows_than_a_grid_has_are_refused():
+    made, answer = problem((9, 3), softcap=30.0)
+    most = cuda.MOST_ROWS
+    said = [cuda.refuses(made._replace(rows=rows)) for rows in (most - 1, most)]
+    assert said == [None, f"{most} rows are more than a launch takes, {most - 1}: pass them in parts."]
+    assert plan.general(made._replace(rows=cuda.MOST_ROWS - 1), answer).blocks < 1 << 31
 
 
 @pytest.mark.parametrize("rows", [1, CHUNK, CHUNK + 1, CHUNK**2, CHUNK**2 + 1])

@@ -23,11 +23,36 @@ ARROWS = {
     "registry": {"backend"},
     "select": {"backend", "registry"},
     "functions": {"backend", "device", "layout", "checks", "problem", "select"},
-    "sce": {"settings", "backend", "select", "functions"},  # sce/__init__.py
+    "linear": {"backend", "device", "layout", "checks", "problem", "select", "functions", "second_order"},
+    "second_order": {"backend", "problem", "select", "functions"},
+    "jacobian": {"backend", "layout", "checks", "device", "problem", "select", "functions"},
+    "binary": {"backend", "device", "layout", "checks", "problem", "select", "functions"},
+    "information": {"backend", "layout", "checks", "problem", "select", "functions"},
+    "sce": {
+        "settings",
+        "backend",
+        "select",
+        "functions",
+        "second_order",
+        "jacobian",
+        "binary",
+        "linear",
+        "information",
+    },
     "machine": {"settings"},
     "strict_json": set(),
-    "bench": {"sce", "backend", "problem", "registry", "select", "functions", "machine", "strict_json"},
-    "conformance": {"backend", "layout", "checks", "problem", "registry", "functions"},
+    "bench": {
+        "sce",
+        "backend",
+        "problem",
+        "registry",
+        "select",
+        "functions",
+        "linear",
+        "machine",
+        "strict_json",
+    },
+    "conformance": {"backend", "layout", "checks", "problem", "registry", "functions", "binary"},
     "cli": {
         "sce",
         "backend",
@@ -40,11 +65,14 @@ ARROWS = {
         "strict_json",
         "conformance",
         "bench",
+        "information",
+        "sklearn",
     },
     "__main__": {"cli"},
 }
 OUTSIDE = {  # beside NumPy and the standard library
-    "cli": {"typer", "rich", "scipy", "sklearn"},
+    "linear": {"scipy"},  # whose BLAS adds products up; on demand, and it does without
+    "cli": {"typer", "rich", "scipy", "sklearn", "matplotlib"},
     # Peers are measured, and the machine's limit needs vector instructions.
     "bench": {
         "numba",
@@ -59,6 +87,7 @@ OUTSIDE = {  # beside NumPy and the standard library
         "quack",
     },
 }
+STACKS = {"sklearn": {"sklearn", "scipy"}}  # an integration's framework, and what that itself stands on
 # What a first-party backend may import behind its door.
 KERNELS = {"numba", "llvmlite", "platformdirs", "cuda", "greenlet"}
 
@@ -138,7 +167,7 @@ def core_faults(source: Source) -> Iterator[str]:
     for found in imports(source):
         if top(found.name) == "sce":
             part = found.name.split(".")[1] if "." in found.name else "sce"
-            legal = {"sce"} if integration else ARROWS[source.part] | ({source.part} - {"sce"})
+            legal = {"sce", source.part} if integration else ARROWS[source.part] | ({source.part} - {"sce"})
             if part not in legal:
                 yield f"{source.module} imports {found.name}"
         elif top(found.name) not in {*sys.stdlib_module_names, "numpy"} | OUTSIDE.get(source.part, set()):
@@ -146,7 +175,7 @@ def core_faults(source: Source) -> Iterator[str]:
                 frameworks.add(top(found.name))
             elif not (top(found.name) == "ml_dtypes" and not found.at_once):  # an optional dtype, on demand
                 yield f"{source.module} imports {found.name}"
-    if len(frameworks) > 1:
+    if len(frameworks) > 1 and not frameworks <= STACKS.get(source.part, set()):
         yield f"{source.module} imports {sorted(frameworks)}: one integration, one framework"
 
 
@@ -204,8 +233,9 @@ def test_choice_and_validation_happen_once() -> None:
     readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
-    assert choosers <= {"functions", "cli", "bench"}
-    assert {s.part for s in CORE if uses(s, "prepare")} <= {"functions", "conformance", "cli", "bench"}
+    public = {"functions", "second_order", "jacobian", "binary", "linear", "information"}
+    assert choosers <= public | {"cli", "bench"}
+    assert {s.part for s in CORE if uses(s, "prepare")} <= public | {"conformance", "cli", "bench"}
 
 
 def test_every_part_exists() -> None:
@@ -231,6 +261,10 @@ def test_every_part_exists() -> None:
         ("sce.conformance.case", "from ..select import decide"),
         ("sce.torch", "from .problem import prepare"),
         ("sce.torch", "import torch, jax"),
+        ("sce.sklearn", "import sklearn, torch"),
+        ("sce.sklearn.solvers", "from sce.problem import prepare"),
+        ("sce.sklearn.solvers", "from sce import checks"),
+        ("sce.sklearn.solvers", "import sce_backends.cpu"),
     ],
 )
 def test_core_rules_bite(module: str, text: str) -> None:
@@ -261,3 +295,5 @@ def test_backend_rules_bite(module: str, package: bool, text: str) -> None:
 def test_an_integration_sees_its_framework_and_the_public_functions() -> None:
     legal = "import torch\nimport sce\nfrom sce import loss_and_grad"
     assert list(core_faults(Source("sce.torch", False, legal))) == []
+    several = "from scipy import sparse\nimport sklearn\nimport sce\nfrom .objective import Objective"
+    assert list(core_faults(Source("sce.sklearn.estimator", False, several))) == []

@@ -261,3 +261,28 @@ def test_as_host_copies_nothing():
         assert not on_device(like)
     with pytest.raises(TypeError, match="x cannot be read as an array"):
         as_host([[1.0], [1.0, 2.0]], "x")
+
+
+@thorough
+@given(arrays(), st.data())
+def test_without_a_class_axis_each_element_is_a_row(x, data):
+    """Axis ndim: the elements in order, as rows of one class."""
+    y = data.draw(arrays(shape=x.shape))
+    where = layout(x.ndim, x, y)
+    assert where.rows_shape == x.shape
+    for each in (x, y):
+        canonical = where.read(each)
+        assert canonical.shape[2] == 1
+        assert np.array_equal(canonical.reshape(-1), each.reshape(-1))
+        into = np.zeros(x.shape)
+        where.write(canonical, into)
+        assert np.array_equal(into, each)
+    ones = np.ones((*x.shape, 1))  # the same memory with a class axis of length 1
+    plain = layout(x.ndim, ones)
+    assert layout(x.ndim, ones[..., 0])._replace(shape=ones.shape) == plain
+
+
+def test_a_single_number_is_a_row():
+    where = layout(0, np.array(3.0))
+    assert where.read(np.array(3.0)).tolist() == [[[3.0]]]
+    assert where.rows_shape == ()

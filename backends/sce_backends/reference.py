@@ -19,6 +19,7 @@ from sce.backend import Answer, Array, Problem
 
 on_device: bool = False
 debug: bool = False
+takes_binary: bool = True
 
 _BLOCK = 1 << 18  # elements worked on at once: temporaries that stay in the cache
 
@@ -41,14 +42,16 @@ def run(problem: Problem, answer: Answer) -> None:
     for a in range(0, outer, step):
         for b in range(0, inner, wide):
             tile = (slice(a, a + step), slice(b, b + wide))
-            for name, got in _outputs(problem, tile, row[tile].reshape(-1)).items():
+            rows = row[tile].reshape(-1)
+            found = _binary(problem, tile) if problem.binary else _outputs(problem, tile, rows)
+            for name, got in found.items():
                 into: Any = getattr(answer, name)
                 if name in sums and problem.reduce:
                     sums[name] += got.sum()
                 elif into.ndim == 3:
                     into[tile] = got.reshape(into[tile].shape).astype(into.dtype)
                 else:
-                    into[row[tile].reshape(-1)] = got
+                    into[rows] = got
     for name in sums:
         into = getattr(answer, name)
         if into is not None and problem.reduce:
@@ -73,17 +76,30 @@ def _outputs(problem: Problem, tile: tuple[slice, slice], rows: Array) -> dict[s
     if "z_loss" in wanted:
         out["z_loss"] = _by_row(s, np.where(known, of_z, np.nan))
 
-    if "grad" in wanted or "hess_diag" in wanted:
+    if wanted & {"grad", "hess_diag", "hvp"}:
         z_slope = np.reshape(2 * lam * st.lse if lam else np.zeros_like(st.lse), (-1, 1))
         # Q p - q, written as (Q - q) p - q (1 - p): nothing cancels when p is close to 1.
         others = target.spare + _sum_of_others(target.q, st.pivots)
         dz = others * st.p - target.q * st.one_minus_p + z_slope * st.p
         if "grad" in wanted:
             out["grad"] = _by_row(s, problem.grad_scale * (dz * slope), known)
+        front = target.spare + target.q.sum(axis=1, keepdims=True) + z_slope
         if "hess_diag" in wanted:
-            mass = target.spare + target.q.sum(axis=1, keepdims=True)
-            d2z = (mass + z_slope) * st.p * st.one_minus_p + 2 * lam * st.p**2
-            out["hess_diag"] = _by_row(s, d2z * slope**2 + dz * curve, known)
+            d2z = front * st.p * st.one_minus_p + 2 * lam * st.p**2
+            hess = _by_row(s, problem.hess_scale * (d2z * slope**2 + dz * curve), known)
+            if problem.hess_min is not None:
+                hess = np.where((s == 0)[:, None], hess, np.maximum(hess, problem.hess_min))
+            out["hess_diag"] = hess
+    if problem.direction is not None:
+        v = _wide(problem.direction[tile], problem.classes).astype(x.dtype)
+        flat = problem.softcap is None  # then the slope is a number, and left to the end: it cannot cancel
+        centred, mean = _centred(v if flat else slope * v, st)
+        if "hvp" in wanted:
+            along = front * st.p * centred + 2 * lam * st.p * mean
+            along = along * slope**2 if flat else along * slope + dz * curve * v
+            out["hvp"] = _by_row(s, problem.hess_scale * along, known)
+        if "log_softmax_jvp" in wanted:
+            out["log_softmax_jvp"] = centred * slope if flat else centred
 
     if "lse" in wanted:
         out["lse"] = st.lse
@@ -100,6 +116,43 @@ def _outputs(problem: Problem, tile: tuple[slice, slice], rows: Array) -> dict[s
         out["argmax"] = best
     if "correct" in wanted:
         out["correct"] = counted & known & (best == target.y.argmax(axis=1))
+    return out
+
+
+def _binary(problem: Problem, tile: tuple[slice, slice]) -> dict[str, Array]:
+    """The same for the n logits of a tile, each of which stands for two classes with the logits (0, x)."""
+    x = _wide(problem.logits[tile], 1)[:, 0]
+    real = x.dtype.type
+    t, eps = real(problem.temperature), real(problem.label_smoothing)
+    known = np.ones(len(x), bool)
+    u = np.ones(len(x)) if problem.sample_weight is None else _wide(problem.sample_weight[tile], 1)[:, 0]
+    counted = u != 0
+    if problem.labels is not None:
+        label = problem.labels[tile].reshape(-1)
+        y, known = (label == 1).astype(real), (label == 0) | (label == 1)
+        if problem.ignore_index is not None:
+            counted &= label != problem.ignore_index
+    else:
+        assert problem.distribution is not None
+        y = _wide(problem.distribution[tile], 1)[:, 0].astype(real)
+    w = problem.pos_weight
+    w = w if isinstance(w, float) else _wide(w[tile], 1)[:, 0]
+    q1, q0 = w * ((1 - eps) * y + eps / 2), (1 - eps) * (1 - y) + eps / 2
+    empty = problem.denominator == 0
+    s = np.where(counted & (not empty), u, 0).astype(real) / (1.0 if empty else problem.denominator)
+
+    z = x / t
+    e = np.exp(-np.abs(z))
+    sure, other = 1 / (1 + e), e / (1 + e)  # 1 - p is a quotient, never a difference
+    p, not_p = np.where(z > 0, (sure, other), (other, sure))
+    costs = np.stack([np.log1p(e) + np.maximum(z, 0), np.log1p(e) + np.maximum(-z, 0)], axis=1)
+    loss = _dot(np.stack([q0, q1], axis=1), costs)
+    grad = problem.grad_scale * (q0 * p - q1 * not_p) / t
+    hess = problem.hess_scale * (q0 + q1) * p * not_p / t**2
+    out = {"loss": loss, "grad": grad, "hess_diag": hess}
+    out = {name: _by_row(s, np.where(known, out[name], np.nan)) for name in problem.outputs}
+    if "hess_diag" in out and problem.hess_min is not None:
+        out["hess_diag"] = np.where(s == 0, 0, np.maximum(out["hess_diag"], problem.hess_min))
     return out
 
 
@@ -191,6 +244,22 @@ def _statistics(z: Array, target: _Target) -> _Statistics:
     one_minus_p[i, t] = r_t / total  # elsewhere p <= 1/2, and nothing cancels
     lse = np.where(top == -np.inf, -np.inf, top + log_total)
     return _Statistics(d, p, one_minus_p, log_total[:, None] - (d + err), log_total, lse, (t, y))
+
+
+def _centred(w: Array, st: _Statistics) -> tuple[Array, Array]:
+    """(n, C): w_k - p.w, and (n, 1): p.w. NaN in a row of w that holds NaN or an infinity.
+
+    w_k - p.w = (w_k - m) + sum_j p_j (m - w_j) for any m. The maximum's own w, where it has half of the
+    probability: its term is exactly 0, and 1 - p_t never a difference. Elsewhere the w nearest to p.w,
+    because a w_t far from the others would cancel.
+    """
+    i = np.arange(len(w))
+    t = st.pivots[0]
+    mean = (st.p * w).sum(axis=1, keepdims=True)
+    near = w[i, np.where(st.p[i, t] >= 0.5, t, np.abs(w - mean).argmin(axis=1))][:, None]
+    gap = near - w
+    shift = (st.p * gap).sum(axis=1, keepdims=True)
+    return np.where(np.isfinite(shift), shift - gap, np.nan), near - shift
 
 
 def _sum_of_others(q: Array, pivots: tuple[Array, Array]) -> Array:

@@ -1,4 +1,4 @@
-"""The command `sce`: compare, check, bench, info. Needs the extra `cli`, and says so where it is missing."""
+"""The command `sce`: compare, check, bench, train, info. Needs the extra `cli`, and says so without it."""
 
 from __future__ import annotations
 

@@ -24,13 +24,16 @@ Conformance cases of sce
 One NumPy .npz archive for each case. A case gives an input and, for each output, the exact value and how far
 an answer may be from it. Arrays are contiguous, in native byte order; layouts are left to the reader.
 
-case               JSON text: "group", "name"; "function" (evaluate, softmax, log_softmax, logsumexp);
+case               JSON text: "group", "name"; "function" (evaluate, softmax, log_softmax, logsumexp,
+                   loss_grad_hess, hvp, softmax_jvp, log_softmax_jvp, log_softmax_vjp;
+                   binary: sce.binary_loss_grad_hess, whose target is shaped like the logits);
                    "options" (numbers and words as sce.evaluate takes them; arrays are in this archive);
                    "outputs" (names); "dtypes" (array or output: dtype); "out" (where the gradient goes:
-                   null for new memory, "in place" for the logits' own, "float32", "own", "strided").
+                   null for new memory, "in place" for the logits' own, "over v", "float32", "own",
+                   "strided").
 logits, target     As given, the class axis where option "axis" says (default: the last). bfloat16 is stored
                    as its bits in uint16: "dtypes" says so. Functions other than evaluate have no target.
-option_NAME        Options that are arrays: class_weight, sample_weight, logit_bias.
+option_NAME        Options that are arrays: class_weight, pos_weight, sample_weight, logit_bias, v.
 expected_OUTPUT    float64 (int64 for argmax, bool for correct). softmax's output is called grad.
 allowed_OUTPUT     The largest |answer - expected|, per element, for an answer in the dtype "dtypes" states.
                    0 is to be met exactly. Where expected rounds to NaN or an infinity in that dtype, the

@@ -2,10 +2,11 @@
 
     allowed = K * ulp(scale)                          never a fixed absolute or relative tolerance
 
-K, in ulp:             loss   grad   hess_diag   others
-    float32               2      3          3        3           a rounded float64 result has 0.5
-    float64               3      4          8        4           sums and products of correctly rounded
-                                                                 terms; p (1 - p) is two of the gradient's
+K, in ulp:             loss   grad   hess_diag   hvp   log_softmax_jvp   others
+    float32               2      3          3      5                 3        3
+    float64               3      4          8     16                12        4
+    A rounded float64 result has 0.5. In float64 they are sums and products of correctly rounded terms, and
+    p (1 - p) is two of the gradient's. What the products with v pay for is in docs/math.md.
     float16, bfloat16: the float32 bound, then one rounding: 0.5 ulp of the half type at the exact value.
 
 **Scale.** The sum of the magnitudes of the terms the value consists of, in the form without cancellation.
@@ -21,6 +22,9 @@ docs/math.md:
     grad           |s| slope (sum_{j != k} |q_j| p_k + |q_k| (1 - p_k) + 2 lam (|m| + log S) p_k)
     hess_diag      |s| slope^2 ((sum |q| + 2 lam (|m| + log S)) p_k (1 - p_k) + 2 lam p_k^2)
                    + |curve| * (scale of the gradient in z)
+    log_softmax_jvp  D_k = sum_j p_j |w_k - w_j|, w = slope v
+    hvp            |s| slope ((sum |q| + 2 lam (|m| + log S)) p_k D_k + 2 lam p_k sum_j p_j |w_j|)
+                   + |curve v_k| * (scale of the gradient in z)
 
 For an index target without options the scale of loss, gradient and Hessian *is* the value: nothing cancels
 when 1 - p is summed from the other classes and the loss is log1p of that sum. Smoothing, distributions,
@@ -28,7 +32,8 @@ z-loss and the soft cap's curvature add terms of both signs, signed weights as w
 than the value. A reduction's scale is the sum over its rows.
 
 **Float64 sums over C classes** cost up to log2(C) / 2 ulp each when they are blocked or pairwise: S for every
-target, and sum_k q_k besides where that is a sum (distributions, smoothing). K grows by that much.
+target, and sum_k q_k besides where that is a sum (distributions, smoothing). K grows by that much; along v
+by four such sums besides, because sum_j p_j (m - w_j) adds up magnitudes of up to 3 D_k.
 
 **Float64 under temperature, soft cap or bias** gets more, because z itself is rounded: see rounding.py.
 Float32 gets none of this: float64 inside is affordable there.
@@ -39,7 +44,10 @@ ulp; so is one of them in its own gradient and Hessian. A value below 2 tiny max
 of the probability) may be flushed as well.
 
 **Exact.** Integers, booleans, NaN, infinities and their signs; 0 in rows left out and under an empty mean,
-and in the gradient and Hessian of a class that has no probability and no target mass.
+and in the gradient, Hessian and its products of a class that has no probability and no target mass.
+A floor of the Hessian's diagonal may be rounded once.
+
+**Binary** problems have two classes and formulas of their own: see elements.py.
 
 The scales are computed here in float64 from the problem alone, not from any backend's answer.
 """
@@ -53,13 +61,19 @@ import numpy as np
 
 from sce.backend import Array, Problem
 
-from .magnitudes import Rows, dot, magnitudes, uncounted
+from .elements import Elements, elements, of_element
+from .magnitudes import Rows, along, dot, magnitudes, spread, uncounted
 from .rounding import rounding_of_z
 
-_K = {"float32": {"loss": 2.0, "grad": 3.0}, "float64": {"loss": 3.0, "grad": 4.0, "hess_diag": 8.0}}
+_K = {
+    "float32": {"loss": 2.0, "grad": 3.0, "hvp": 5.0},
+    "float64": {"loss": 3.0, "grad": 4.0, "hess_diag": 8.0, "hvp": 16.0, "log_softmax_jvp": 12.0},
+}
 _K_OTHERS = {"float32": 3.0, "float64": 4.0}
 # Bits of the fraction, exponent of the smallest normal number.
 _FORMATS = {"float16": (10, -14), "bfloat16": (7, -126), "float32": (23, -126), "float64": (52, -1022)}
+
+ALONG = ("hvp", "log_softmax_jvp")
 
 WIDE = np.finfo(np.longdouble).nmant > 52
 _NOT_WIDE = 4.0
@@ -84,16 +98,21 @@ def ulp(scale: Any, dtype: str) -> Array:
 def bounds(problem: Problem, want: dict[str, Array], dtypes: dict[str, str]) -> dict[str, Bound]:
     """The bound of each output of `want` (canonical: rows first), whose answers have these dtypes."""
     with np.errstate(all="ignore"):
-        rows = magnitudes(problem)
+        rows = elements(problem) if problem.binary else magnitudes(problem)
+        if problem.binary:
+            want = {name: x.reshape(-1) for name, x in want.items()}
         return {name: _bound(problem, rows, name, want[name], dtypes[name]) for name in want}
 
 
-def _bound(problem: Problem, rows: Rows, name: str, want: Array, dtype: str) -> Bound:
+def _bound(problem: Problem, rows: Rows | Elements, name: str, want: Array, dtype: str) -> Bound:
     if dtype not in _FORMATS:  # argmax, correct
         return Bound(np.zeros(want.shape), np.ones(want.shape))
     inner = "float64" if problem.dtype == "float64" else "float32"
-    scale, coefficient, lost, zero = _scale(problem, rows, name)
-    of_z = rounding_of_z(problem, rows, name)
+    if isinstance(rows, Elements):
+        scale, coefficient, lost, zero, of_z = of_element(problem, rows, name)
+    else:
+        scale, coefficient, lost, zero = _scale(problem, rows, name)
+        of_z = rounding_of_z(problem, rows, name)
     scale, coefficient, lost, of_z = (np.where(zero, 0.0, a) for a in (scale, coefficient, lost, of_z))
     if problem.reduce and name in ("loss", "z_loss"):
         zero = np.asarray(zero.all(keepdims=True))
@@ -101,6 +120,13 @@ def _bound(problem: Problem, rows: Rows, name: str, want: Array, dtype: str) -> 
     floor = 2 * rows.tiny * np.maximum(coefficient, 1.0)
     unit = np.where(scale < floor, floor, ulp(scale, inner))
     allowed = np.where(scale < floor, floor, _k(problem, name, inner) * unit) + lost + of_z
+    if name == "hess_diag" and problem.hess_min is not None and not problem.binary:  # whose scale has it
+        of_floor = np.where(rows.left_out[:, None], 0.0, ulp(problem.hess_min, inner))
+        allowed, unit = (
+            allowed + 0.5 * of_floor,
+            np.maximum(unit, np.where(want == problem.hess_min, of_floor, 0)),
+        )
+        zero = rows.left_out[:, None] & zero  # elsewhere no probability means the floor
     unit = unit + lost
     if dtype != inner:  # one more rounding, at the value itself
         unit = ulp(np.abs(want) + allowed, dtype)
@@ -116,7 +142,8 @@ def _k(problem: Problem, name: str, inner: str) -> float:
     if inner == "float32":
         return k
     sums = 2 if problem.target == "distribution" or problem.label_smoothing else 1
-    return k + 0.5 * sums * math.log2(problem.classes) + (0.0 if WIDE else _NOT_WIDE)
+    sums += 4 if name in ALONG else 0
+    return k + 0.5 * sums * math.log2(2 if problem.binary else problem.classes) + (0.0 if WIDE else _NOT_WIDE)
 
 
 def _scale(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array, Array, Array]:
@@ -124,6 +151,8 @@ def _scale(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array, Array
     s, p, lam, flushed = rows.s, rows.p, problem.z_loss, rows.flushed
     z_loss = s * lam * np.abs(rows.lse) * rows.level if lam else 0 * s
     front, never = rows.front, np.zeros(problem.rows, bool)
+    if name in ALONG:
+        return _scale_along(problem, rows, name)
     if name in ("grad", "hess_diag"):
         return _matrix_scale(problem, rows, name)
     if name == "log_softmax":
@@ -150,6 +179,24 @@ def _matrix_scale(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array
     if name == "grad":
         by = np.abs(problem.grad_scale) * s * slope
         return by * dz, by * front, by * dz_lost, gone
+    s = np.abs(problem.hess_scale) * s
     lost = front * (p * flushed + rows.tail) * slope**2 + dz_lost * rows.curve
     scale = s * (rows.d2z * slope**2 + dz * rows.curve)
     return scale, s * front * (slope**2 + rows.curve), s * lost, gone
+
+
+def _scale_along(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array, Array, Array]:
+    """The same for derivatives along v."""
+    v, w, spreads, mean = along(problem, rows)
+    p, tail, slope, lam2 = rows.p, rows.tail, rows.slope, 2 * problem.z_loss
+    lost = spread(tail, w)
+    if name == "log_softmax_jvp":
+        return spreads, 1 + 0 * p, lost, np.zeros(p.shape, bool)
+    s, front, q = np.abs(problem.hess_scale) * rows.s[:, None], rows.front[:, None], rows.q
+    bent = rows.curve * v
+    gone = rows.left_out[:, None] | ((p == 0) & np.isinf(rows.depth) & (q == 0))
+    of_mean = lam2 * (tail * mean + p * dot(tail, np.abs(w))[:, None])
+    lost = slope * (front * (tail * spreads + p * lost) + of_mean)
+    lost = lost + bent * (q * rows.flushed[:, None] + front * tail)
+    scale = slope * p * (front * spreads + lam2 * mean) + bent * rows.dz
+    return s * scale, s * front * (slope * spreads + bent), s * lost, gone

@@ -11,16 +11,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sce.backend import Array
+from sce.backend import Array, Problem
+from sce.binary import prepare_binary
 from sce.problem import NO_TARGET, Request, prepare
 
 # Few tuples of outputs, used over and over: a compiling backend builds one kernel for each.
 LOSS = ("loss",)
 BOTH = ("loss", "grad")
 FULL = ("loss", "grad", "lse", "log_prob", "argmax", "correct", "entropy", "hess_diag", "z_loss")
-MATRICES = ("grad", "hess_diag", "log_softmax")
-FUNCTIONS = {"evaluate": FULL, "softmax": ("grad",), "log_softmax": ("log_softmax",), "logsumexp": ("lse",)}
-OUTS = (None, "own", "in place", "float32", "strided")
+MATRICES = ("grad", "hess_diag", "log_softmax", "hvp", "log_softmax_jvp")
+PLAIN = {"softmax": ("grad",), "log_softmax": ("log_softmax",), "logsumexp": ("lse",)}
+"""Functions of logits alone."""
+FUNCTIONS = {
+    "evaluate": FULL,
+    **PLAIN,
+    "loss_grad_hess": ("loss", "grad", "hess_diag"),
+    "hvp": ("hvp",),
+    "softmax_jvp": ("hvp",),
+    "log_softmax_jvp": ("log_softmax_jvp",),
+    "log_softmax_vjp": ("grad",),
+    "binary": ("loss", "grad", "hess_diag"),
+}
+OUTS = (None, "own", "in place", "float32", "strided", "over v")
+
+_OVER = {"in place": "logits", "over v": "v"}
 
 POISON = 0x4B
 """The byte that fills memory a backend must overwrite: in any dtype a large finite number, so that adding
@@ -48,8 +62,8 @@ class Case:
     exact: tuple[Exact, ...] = ()
     function: str = "evaluate"
     out: str | None = None
-    """Where the gradient goes, one of OUTS: new memory, `out=` like the logits, the logits themselves, a
-    float32 `out=`, or one with gaps (which must stay as they are)."""
+    """Where the gradient (or the derivative along v) goes, one of OUTS: new memory, `out=` like the logits,
+    the logits themselves, a float32 `out=`, one with gaps (which must stay as they are), or v."""
     skip: str | None = None
     """Why it cannot be run here at all."""
 
@@ -64,14 +78,24 @@ class Case:
         options = dict(self.options)
         if self.out is not None:
             options["out"] = self._out()
-        if self.function != "evaluate":
+        if self.function == "binary":
+            return prepare_binary(self.logits, self.target, outputs=self.outputs, **options)
+        if self.target is None:
             options["reduction"] = "none"
         target = NO_TARGET if self.target is None else self.target
         request = prepare(self.logits, target, outputs=self.outputs, **options)
-        if self.function == "softmax":  # as sce.softmax does: the gradient of logsumexp, without its 1 / T
-            problem = request.problem._replace(grad_scale=request.problem.temperature)
-            request = request._replace(problem=problem)
-        return request
+        return request._replace(problem=request.problem._replace(**self._changes(request.problem)))
+
+    def _changes(self, problem: Problem) -> dict[str, Any]:
+        """What the function of this name does to the problem besides."""
+        if self.function == "softmax":  # the gradient of logsumexp, without its 1 / T
+            return {"grad_scale": problem.temperature}
+        if self.function == "softmax_jvp":  # and its Hessian, of whose two factors 1 / T one is left
+            return {"hess_scale": problem.temperature}
+        if self.function == "log_softmax_vjp":
+            v = problem.direction
+            return {"target": "distribution", "distribution": v, "direction": None, "grad_scale": -1.0}
+        return {}
 
     def fresh(self) -> tuple[Case, dict[str, Guard]]:
         """The same case on memory of its own, and a guard over each input that must stay as it is."""
@@ -84,14 +108,14 @@ class Case:
             target=copies.get("target", self.target),
             options={name: copies.get(name, value) for name, value in self.options.items()},
         )
-        if self.out == "in place":
-            del guards["logits"]
+        if self.out in _OVER:
+            del guards[_OVER[self.out]]
         return case, guards
 
     def _out(self) -> Array:
         x = self.logits
-        if self.out == "in place":
-            return np.asarray(x)
+        if self.out in _OVER:
+            return np.asarray(x if self.out == "in place" else self.options["v"])
         dtype = np.dtype(np.float32) if self.out == "float32" else x.dtype.newbyteorder("=")
         gap = 2 if self.out == "strided" else 1
         shape = (*x.shape[:-1], x.shape[-1] * gap)

@@ -9,7 +9,7 @@ import numpy as np
 from sce.backend import DTYPES, Array
 
 from . import data
-from .case import BOTH, FULL, FUNCTIONS, Case, cast, unavailable
+from .case import BOTH, FULL, PLAIN, Case, cast, unavailable
 
 _Arranged = tuple[Array, int]  # the array and its class axis
 _ROWS, _CLASSES = 12, 10
@@ -120,9 +120,7 @@ def layouts() -> Iterator[Case]:
 
 
 def _without_target(dtype: str, name: str, x: Array, axis: int) -> Iterator[Case]:
-    for function, outputs in FUNCTIONS.items():
-        if function == "evaluate":
-            continue
+    for function, outputs in PLAIN.items():
         for out in (None, *places(x, dtype)) if function != "logsumexp" else (None,):
             title = f"{dtype} {function}, {name}, out {out or 'new'}"
             options = {"axis": axis}

@@ -65,9 +65,11 @@ def _canonical(request: Request) -> dict[str, Array]:
         dtype = output_dtype(request, name) if name in ("argmax", "correct") else wide
         arrays[name] = np.zeros(size, dtype)
     if n:
-        soft = problem.distribution
+        soft, v = problem.distribution, problem.direction
         problem = problem._replace(
-            logits=problem.logits.astype(wide), distribution=None if soft is None else soft.astype(wide)
+            logits=problem.logits.astype(wide),
+            distribution=None if soft is None else soft.astype(wide),
+            direction=None if v is None else v.astype(wide),
         )
         registry.load("reference").run(problem, Answer(**arrays))
     rows = (n, problem.classes)

@@ -48,7 +48,7 @@ def _repeated(
         again = _returned(request, name, given, x)
         if same_bits(again, values[name]):
             continue
-        if _poisoned_anywhere(x) and not (name == "grad" and case.out == "in place"):
+        if _poisoned_anywhere(x) and not (name != "hess_diag" and case.out in ("in place", "over v")):
             found.append((name, "elements were left unwritten."))
         else:
             found.append(
@@ -85,11 +85,19 @@ def _split(backend: Backend, case: Case, full: dict[str, Array]) -> Findings:
 
 def _part(problem: Problem, tile: tuple[slice, slice], rows: slice) -> Problem:
     """The problem of some of the rows, with the denominator of all."""
-    soft, labels, weight = problem.distribution, problem.labels, problem.sample_weight
+    if problem.binary:  # whatever has one value per row has the logits' shape
+        rest: dict[str, Any] = {
+            name: value[tile]
+            for name in ("logits", "labels", "distribution", "sample_weight", "pos_weight")
+            if isinstance(value := getattr(problem, name), np.ndarray)
+        }
+        return problem._replace(rows=rows.stop - rows.start, **rest)
+    soft, labels, weight, v = problem.distribution, problem.labels, problem.sample_weight, problem.direction
     return problem._replace(
         rows=rows.stop - rows.start,
         logits=problem.logits[tile],
         distribution=None if soft is None else soft[tile],
+        direction=None if v is None else v[tile],
         labels=None if labels is None else labels[rows],
         sample_weight=None if weight is None else weight[rows],
     )

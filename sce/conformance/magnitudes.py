@@ -123,6 +123,33 @@ def uncounted(problem: Problem) -> Array:
     return out
 
 
+class Along(NamedTuple):
+    """Magnitudes of derivatives along v, with w_k = v_k dz_k/dx_k."""
+
+    v: Array  # |v|
+    w: Array  # with its sign
+    spread: Array  # sum_j p_j |w_k - w_j|
+    mean: Array  # (n, 1): sum_j p_j |w_j|
+
+
+def along(problem: Problem, rows: Rows) -> Along:
+    v = np.asarray(problem.direction).reshape(rows.p.shape).astype(np.float64)
+    w = v * rows.slope
+    return Along(np.abs(v), w, spread(rows.p, w), dot(rows.p, np.abs(w))[:, None])
+
+
+def spread(weight: Array, w: Array) -> Array:
+    """(n, C): sum_j weight_j |w_k - w_j|, weight >= 0: along the sorted w, where no term is a difference."""
+    order = w.argsort(axis=1)
+    gaps, of = np.diff(np.take_along_axis(w, order, 1)), np.take_along_axis(weight, order, 1)
+    found = np.zeros(w.shape)
+    found[:, 1:] += np.cumsum(np.cumsum(of[:, :-1], axis=1) * gaps, axis=1)
+    found[:, -2::-1] += np.cumsum(np.cumsum(of[:, :0:-1], axis=1) * gaps[:, ::-1], axis=1)
+    back = np.empty_like(found)
+    np.put_along_axis(back, order, found, 1)
+    return back
+
+
 def dot(weight: Array, value: Array) -> Array:
     """Row sums of the products, with 0 * inf = 0."""
     return np.asarray(np.where(weight == 0, 0.0, weight * value).sum(axis=1))

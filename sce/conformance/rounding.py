@@ -24,6 +24,12 @@ and, with nlp, q, s, slope, curve and the scales of bounds.py,
     dz           (sum |q| + 2 lam |lse|) p_k off_k + 2 lam p_k common
     grad         |s| slope (dz + bent g), g the scale of the gradient in z
     hess_diag    |s| slope^2 (d2z + 2 bent h) + |s curve| (dz + 2 bent g), h the scale of the Hessian in z
+    log_softmax_jvp  d_k = (off_k + common) D_k + sum_j p_j own_j |w_k - w_j| + turn_k, where turn_k is off_k
+                 with bent |w| in place of own: what the rounded slopes add
+    hvp          |s| slope (sum |q| + 2 lam (|m| + log S)) p_k (d_k + (off_k + bent) D_k)
+                 + |s| slope 2 lam p_k (common D_k + (off_k + bent + common) sum_j p_j |w_j|
+                                        + sum_j p_j (own_j + bent) |w_j|)
+                 + |s curve v_k| (dz + 2 bent g)
     d2z          (sum |q| + 2 lam (|m| + log S)) p_k off_k + 2 lam p_k (common + 2 off_k)
 
 A temperature or a bias alone costs up to 2 Z ulp where the logits are about Z: one Z for z_k, one for the
@@ -36,7 +42,7 @@ import numpy as np
 
 from sce.backend import Array, Problem
 
-from .magnitudes import Rows, dot
+from .magnitudes import Rows, along, dot, spread
 
 _HALF_ULP = 2.0**-53
 _LIBRARY = 4.0  # roundings that 2 ulp of tanh or cosh are worth: what the C libraries in use promise
@@ -79,6 +85,8 @@ def _shift(
 ) -> Array:
     s, p, lam = rows.s, rows.p, problem.z_loss
     of_lam = 2 * lam * np.abs(rows.lse) if lam else 0 * s  # an infinite lse times 0
+    if name in ("hvp", "log_softmax_jvp"):
+        return _shift_along(problem, rows, name, own, bent, common, off)
     if name == "lse":
         return common
     if name == "log_softmax":
@@ -96,5 +104,22 @@ def _shift(
     dz = (rows.mass + of_lam)[:, None] * p * off + of_lse
     if name == "grad":
         return np.asarray(np.abs(problem.grad_scale) * s[:, None] * rows.slope * (dz + bent * rows.dz))
+    s = np.abs(problem.hess_scale) * s
     d2z = (rows.front[:, None] + 4 * lam) * p * off + of_lse + 2 * bent * rows.d2z
     return np.asarray(s[:, None] * (rows.slope**2 * d2z + rows.curve * (dz + 2 * bent * rows.dz)))
+
+
+def _shift_along(
+    problem: Problem, rows: Rows, name: str, own: Array, bent: Array, common: Array, off: Array
+) -> Array:
+    v, w, spreads, mean = along(problem, rows)
+    p, size, common = rows.p, np.abs(w), common[:, None]
+    centred = off * spreads + spread(p * own, w) + common * spreads + _off(rows, bent * size)[1]
+    if name == "log_softmax_jvp":
+        return np.asarray(centred)
+    s, lam2 = np.abs(problem.hess_scale) * rows.s[:, None], 2 * problem.z_loss
+    of_mean = (off + bent + common) * mean + dot(p, (own + bent) * size)[:, None]
+    along_z = rows.front[:, None] * (centred + (off + bent) * spreads) + lam2 * (common * spreads + of_mean)
+    of_lse = lam2 * np.abs(rows.lse) if lam2 else 0 * rows.mass  # an infinite lse times 0
+    dz = (rows.mass + of_lse)[:, None] * p * off + lam2 * p * common
+    return np.asarray(s * (rows.slope * p * along_z + rows.curve * v * (dz + 2 * bent * rows.dz)))

@@ -102,7 +102,7 @@ def _answers(backend: Backend, case: Case) -> tuple[list[tuple[str, str]], float
     with np.errstate(all="raise"):  # as a caller may have it: the arithmetic here is none of theirs
         fresh, guards = case.fresh()
         request = fresh.request()
-        if (why := backend.refuses(request.problem)) is not None:
+        if (why := registry.refuses(backend, request.problem)) is not None:
             return [], 0.0, why
         values = solve(request, backend)
     found = [

@@ -6,6 +6,7 @@ launch.py    a kernel for each combination of options, and chunks of rows for th
 kernel.py    the kernel for everything, with rows.py and elements.py: loops that LLVM makes vectors of
 tiles.py, columns.py, pieces.py   the kernels for most calls, in vectors; transforms.py: temperature and bias
 simd.py      what a vector is; vector_math.py: exp, log and max; memory.py: rows by address, half types
+binary.py, logistic.py    problems of one logit per element, and their kernel
 threads.py   who computes; cache.py: where compiled kernels are kept
 """
 
@@ -18,6 +19,7 @@ from sce.backend import DTYPES, Answer, Problem
 
 on_device: bool = False
 debug: bool = False
+takes_binary: bool = True
 
 
 def refuses(problem: Problem) -> str | None:
@@ -51,6 +53,8 @@ def info() -> dict[str, str]:
 
 
 def run(problem: Problem, answer: Answer) -> None:
-    from .execute import execute
-
+    if problem.binary:
+        from .binary import execute
+    else:
+        from .execute import execute
     execute(problem, answer)

@@ -33,6 +33,7 @@ from .simd import (
     F32,
     LINE,
     anywhere,
+    fused,
     half_to_columns,
     half_to_rows,
     halves,
@@ -55,6 +56,13 @@ from .tiles import (
     DOT,
     GAP,
     GAP_LO,
+    H_TOP,
+    H_Y,
+    INVERSE,
+    LEAST,
+    MASS,
+    MASS_Y,
+    OF_H,
     OF_P,
     PIVOT,
     PIVOT_LO,
@@ -62,6 +70,7 @@ from .tiles import (
     SCALE,
     TARGET,
     TILE,
+    TOP,
     VALUES,
     address_in,
     exponential_of,
@@ -79,34 +88,34 @@ from .transforms import reciprocal, scaled, soft_cap
 from .vector_math import LN2_HIGH, LN2_LOW, LOG2E, difference_error, shifts_by
 
 # Addresses. x, lo: columns of p.tile numbers of the compute dtype, one a class; slope: the same in float64;
-# curve: a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; lines: of the
-# gradient's rows on their way past the caches.
-Scratch = namedtuple("Scratch", "x lo slope curve table y lines")
+# curve: a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; more: columns
+# as of x, for the Hessian's diagonal, or for v and its product; lines: of rows on their way past the caches.
+Scratch = namedtuple("Scratch", "x lo slope curve table y more lines")
 
 
 @jit()
-def load_columns(p: Any, of: Any, one: Any, i: Any, rows: Any, s: Any) -> None:
-    """x[k, j] = class k of row i + j; zeros after the last row."""
-    address = row_at(p.logits, i // p.inner, i % p.inner)
-    step, stride, n = p.row_step, p.logits.of_c, p.classes
+def load_columns(p: Any, of: Any, one: Any, i: Any, rows: Any, matrix: Any, step: Any, x: Any) -> None:
+    """x[k, j] = class k of row i + j of a matrix; zeros after the last row."""
+    address = row_at(matrix, i // p.inner, i % p.inner)
+    stride, n = matrix.of_c, p.classes
     lanes, size, column = LINE // size_of(one), size_of(one), p.tile * size_of(one)
     if rows % lanes:
         for k in range(n):
-            store(one, s.x + k * column + rows // lanes * LINE, splat(type(one)(0)))
+            store(one, x + k * column + rows // lanes * LINE, splat(type(one)(0)))
     if step == size_of(of):
         for k in range(n):
-            source, to = address + k * stride, s.x + k * column
+            source, to = address + k * stride, x + k * column
             for j in range(rows // lanes):
                 store(one, to + j * LINE, load(of, source + j * lanes * step, one))
             if rows % lanes:
                 j = rows // lanes
-                x = load_first(of, source + j * lanes * step, one, rows % lanes, type(one)(0))
-                store(one, to + j * LINE, x)
+                some = load_first(of, source + j * lanes * step, one, rows % lanes, type(one)(0))
+                store(one, to + j * LINE, some)
     elif stride == size_of(of) and rows >= lanes:
         for first in range(0, rows, lanes):
             j = min(first, rows - lanes)  # the last ones twice, rather than row by row
             for k in range(0, n, lanes):
-                source, to = address + j * step + k * stride, s.x + k * column + j * size
+                source, to = address + j * step + k * stride, x + k * column + j * size
                 if n - k > lanes // 2:
                     to_columns(of, one, source, step, n - k, to, column)
                 elif n - k > lanes // 4:
@@ -116,19 +125,21 @@ def load_columns(p: Any, of: Any, one: Any, i: Any, rows: Any, s: Any) -> None:
     else:
         for k in range(n):
             for j in range(rows):
-                x = type(one)(widen(get(of, address + j * step + k * stride)))
-                put(one, s.x + k * column + j * size, x)
+                number = type(one)(widen(get(of, address + j * step + k * stride)))
+                put(one, x + k * column + j * size, number)
 
 
 @jit()
-def store_columns(p: Any, one: Any, into: Any, i: Any, rows: Any, s: Any) -> None:
-    """The way back, to rows i .. i + rows of the gradient."""
-    address = row_at(p.grad, i // p.inner, i % p.inner)
-    step, stride, n = p.grad_step, p.grad.of_c, p.classes
+def store_columns(
+    p: Any, one: Any, into: Any, i: Any, rows: Any, x: Any, matrix: Any, step: Any, s: Any
+) -> None:
+    """The way back, from columns at x to rows i .. i + rows of a matrix."""
+    address = row_at(matrix, i // p.inner, i % p.inner)
+    stride, n = matrix.of_c, p.classes
     lanes, size, column = LINE // size_of(one), size_of(one), p.tile * size_of(one)
     if step == size_of(into):
         for k in range(n):
-            source, to = s.x + k * column, address + k * stride
+            source, to = x + k * column, address + k * stride
             for j in range(rows // lanes):
                 store(into, to + j * lanes * step, load(one, source + j * LINE, one))
             if rows % lanes:
@@ -139,7 +150,7 @@ def store_columns(p: Any, one: Any, into: Any, i: Any, rows: Any, s: Any) -> Non
         for first in range(0, rows, lanes):
             j = min(first, rows - lanes)
             for k in range(0, n, lanes):
-                source, row = s.x + k * column + j * size, to + j * step + k * stride
+                source, row = x + k * column + j * size, to + j * step + k * stride
                 if n - k > lanes // 2:
                     to_rows(one, into, source, column, n - k, row, step)
                 elif n - k > lanes // 4:
@@ -151,21 +162,26 @@ def store_columns(p: Any, one: Any, into: Any, i: Any, rows: Any, s: Any) -> Non
     else:
         for j in range(rows):
             for k in range(n):
-                g = get(one, s.x + k * column + j * size)
+                g = get(one, x + k * column + j * size)
                 put(into, address + j * step + k * stride, narrow(g, into))
 
 
 @jit()
-def prepare(p: Any, one: Any, i: Any, rows: Any, smooth: Any, s: Any) -> None:
+def prepare(p: Any, one: Any, i: Any, rows: Any, smooth: Any, along: Any, s: Any) -> None:
     """The rows' targets. One that is left out holds zeros: nothing of it may matter, not even NaN."""
     targets(p, i, rows, smooth, s.table)
     for j in range(0, rows, 8):
-        store(one, s.y + j * size_of(one), load(1.0, s.table + j * 8 + TARGET, 1.0))
+        if along is None:
+            store(one, s.y + j * size_of(one), load(1.0, s.table + j * 8 + TARGET, 1.0))
+        else:  # of the target no more than its mass is asked for
+            store(one, s.y + j * size_of(one), splat(-1.0))
     if p.ignores or p.sample_weight or p.denominator == 0.0:
         for j in range(rows):
             if get(1.0, s.table + j * 8 + SCALE) == 0.0:
                 for k in range(p.classes):
                     put(one, s.x + (k * p.tile + j) * size_of(one), type(one)(0))
+                    if along is not None:
+                        put(one, s.more + (k * p.tile + j) * size_of(one), type(one)(0))
 
 
 @jit()
@@ -218,7 +234,9 @@ def _cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> An
 
 
 @jit()
-def statistics(p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, affine: Any, s: Any) -> None:
+def statistics(
+    p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, affine: Any, hess: Any, s: Any
+) -> None:
     """The inputs of `settle`, and the exponentials over x, with 0 at each row's class."""
     column, size, zero = p.tile * size_of(one), size_of(one), splat(type(one)(0))
     lo, far = address_in(s.lo, np.int64(0), affine), type(one)(far_from(p))
@@ -243,7 +261,12 @@ def statistics(p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, affine
         put_wide(cell + PIVOT, by)
         put_wide(cell + AT_Y, base)
         for part in range(0, LINE // size, LINE // 8):
-            store(1.0, cell + part * 8 + REST, sum_down(one, x + part * size, column, p.classes))
+            if hess is None:
+                store(1.0, cell + part * 8 + REST, sum_down(one, x + part * size, column, p.classes))
+            else:
+                most, rest = top_and_rest(one, x + part * size, column, p.classes)
+                store(1.0, cell + part * 8 + TOP, most)
+                store(1.0, cell + part * 8 + REST, rest)
     counted = p.classes - 1 if p.labels else p.classes
     for at in range(s.table, s.table + rows * 8, LINE):
         by, base, z_y = load(1.0, at + PIVOT, 1.0), load(1.0, at + AT_Y, 1.0), load(1.0, at + GAP, 1.0)
@@ -283,6 +306,21 @@ def _sum_down(one: Any, x: Any, column: Any, n: Any) -> Any:
         return total + lost
 
     return sums32 if one == F32 else sums64
+
+
+@jit()
+def top_and_rest(one: Any, x: Any, column: Any, n: Any) -> Any:
+    """(largest, sum of the others) of n columns at x, of 8 rows in float64."""
+    top, total, lost = splat(0.0), splat(0.0), splat(0.0)
+    for k in range(n):
+        value = load(one, x + k * column, 0.0)
+        above = value > top
+        less, top = select(above, top, value), select(above, value, top)
+        new = total + less
+        if size_of(one) == 8:  # Knuth's two-sum
+            lost = lost + difference_error(total, -less, new)
+        total = new
+    return top, total + lost
 
 
 @jit()
@@ -380,6 +418,113 @@ def _parts_if(one: Any, at: Any, on: Any) -> Any:
 
 
 @jit()
+def product(p: Any, one: Any, rows: Any, s: Any) -> None:
+    """The Hessian times v, over v: s Q p_k (v_k - p.v), by docs/math.md's "along v"."""
+    column, size = p.tile * size_of(one), size_of(one)
+    for j in range(0, rows, LINE // size):
+        put_pivot(one, s.x + j * size, s.more + j * size, column, p.classes, s.table + j * 8)
+    for at in range(s.table, s.table + rows * 8, LINE):
+        total, scale = load(1.0, at + REST, 1.0), load(1.0, at + SCALE, 1.0)
+        mass = load(1.0, at + MASS, 1.0) + load(1.0, at + MASS_Y, 1.0)
+        shift = load(1.0, at + DOT, 1.0) / total
+        store(1.0, at + DOT, shift + (shift - shift))  # NaN where v is not finite
+        store(1.0, at + OF_P, select(scale != 0.0, scale * mass * p.of_h / total, splat(0.0)))
+    for j in range(0, rows, LINE // size):
+        cell = s.table + j * 8
+        c, c_lo = in_parts(one, cell + OF_P)
+        mean, mean_lo = mean_of(one, cell)
+        for at in range(j * size, j * size + p.classes * column, column):
+            centred = (load(one, s.more + at, one) - mean) - mean_lo
+            store(one, s.more + at, weighted(load(one, s.x + at, one), c, c_lo, None) * centred)
+
+
+def put_pivot(one: Any, x: Any, v: Any, column: Any, n: Any, cell: Any) -> None:
+    """Of a vector of rows the pivot m to GAP, and to DOT the sum over k of e_k (m - v_k)."""
+
+
+@overload(put_pivot, jit_options={"error_model": "numpy"})
+def _put_pivot(one: Any, x: Any, v: Any, column: Any, n: Any, cell: Any) -> Any:
+    def pivot32(one: Any, x: Any, v: Any, column: Any, n: Any, cell: Any) -> None:
+        top, m = load(one, x, one), load(one, v, one)
+        for k in range(1, n):
+            e = load(one, x + k * column, one)
+            above = e > top
+            top, m = select(above, e, top), select(above, load(one, v + k * column, one), m)
+        a, b = halves(m)
+        found_a, found_b = splat(0.0), splat(0.0)
+        for k in range(n):
+            e_a, e_b = halves(load(one, x + k * column, one))
+            v_a, v_b = halves(load(one, v + k * column, one))
+            found_a, found_b = fused(e_a, a - v_a, found_a), fused(e_b, b - v_b, found_b)
+        store(1.0, cell + GAP, a)
+        store(1.0, cell + GAP + LINE, b)
+        store(1.0, cell + DOT, found_a)
+        store(1.0, cell + DOT + LINE, found_b)
+
+    def pivot64(one: Any, x: Any, v: Any, column: Any, n: Any, cell: Any) -> None:
+        total, mean = load(1.0, cell + REST, 1.0), splat(0.0)
+        for at in range(0, n * column, column):
+            mean = fused(load(1.0, x + at, 1.0), load(1.0, v + at, 1.0), mean)
+        mean = mean / total
+        m, top, top_m = load(1.0, v, 1.0), splat(0.0), splat(0.0)
+        for at in range(0, n * column, column):  # the nearest to the mean, and that of the maximum
+            e, v_k = load(1.0, x + at, 1.0), load(1.0, v + at, 1.0)
+            near, far = v_k - mean, m - mean
+            m = select(near * near < far * far, v_k, m)
+            above = e > top
+            top, top_m = select(above, e, top), select(above, v_k, top_m)
+        m = select(top + top < total, m, top_m)
+        found, lost = splat(0.0), splat(0.0)
+        for at in range(0, n * column, column):
+            term = load(1.0, x + at, 1.0) * (m - load(1.0, v + at, 1.0))
+            new = found + term
+            lost = lost + difference_error(found, -term, new)
+            found = new
+        store(1.0, cell + GAP, m)
+        store(1.0, cell + DOT, found + lost)
+
+    return pivot32 if one == F32 else pivot64
+
+
+def mean_of(one: Any, cell: Any) -> Any:
+    """p.v = m - c in two words: where it is near a v_k, their difference is c, which may be tiny."""
+
+
+@overload(mean_of, jit_options={"forceinline": True})
+def _mean_of(one: Any, cell: Any) -> Any:
+    def mean32(one: Any, cell: Any) -> Any:
+        a, b = load(1.0, cell + GAP, 1.0), load(1.0, cell + GAP + LINE, 1.0)
+        c, d = load(1.0, cell + DOT, 1.0), load(1.0, cell + DOT + LINE, 1.0)
+        high = joined(a - c, b - d)
+        e, f = halves(high)
+        return high, joined((a - e) - c, (b - f) - d)
+
+    def mean64(one: Any, cell: Any) -> Any:
+        return load(1.0, cell + GAP, 1.0), -load(1.0, cell + DOT, 1.0)
+
+    return mean32 if one == F32 else mean64
+
+
+@jit()
+def hessian(p: Any, one: Any, rows: Any, s: Any) -> None:
+    """The Hessian's diagonal, beside the exponentials."""
+    column, size = p.tile * size_of(one), size_of(one)
+    for j in range(0, rows, LINE // size):
+        cell, y = s.table + j * 8, load(one, s.y + j * size, one)
+        c, c_lo = in_parts(one, cell + OF_H)
+        least, at_y = in_parts(one, cell + LEAST)[0], in_parts(one, cell + H_Y)[0]
+        less = (
+            in_parts(one, cell + INVERSE)[0], in_parts(one, cell + TOP)[0], in_parts(one, cell + H_TOP)[0],
+            least,
+        )  # fmt: skip
+        at_y = select(at_y < least, least, at_y)
+        for k in range(p.classes):
+            at = j * size + k * column
+            h = weighted(load(one, s.x + at, one), c, c_lo, less)
+            store(one, s.more + at, select(y == type(one)(k), at_y, h))
+
+
+@jit()
 def gradient(p: Any, one: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
     """The gradient over the exponentials."""
     column, size = p.tile * size_of(one), size_of(one)
@@ -406,11 +551,11 @@ def gradient(p: Any, one: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> N
 @jit()
 def work(
     worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, smooth: Any,
-    affine: Any, capped: Any, grad: Any,
+    affine: Any, capped: Any, grad: Any, hess: Any, along: Any,
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
-    size, table = TILE * size_of(one), VALUES * COLUMN + LINE
+    size, table = TILE * size_of(one), VALUES * COLUMN + 2 * LINE
     s = Scratch(
         p.exponentials + worker * p.tile_bytes,
         p.lows + worker * p.tile_bytes,
@@ -418,6 +563,7 @@ def work(
         p.curves + worker * TILE * 8,
         p.table + worker * table,
         p.blocks + worker * size,
+        p.more + worker * p.tile_bytes,
         p.lines + worker * p.tile * p.classes * size_of(into),
     )
     for chunk in range(first, last):
@@ -425,16 +571,26 @@ def work(
         i, stop = chunk * p.chunk, min(p.rows, (chunk + 1) * p.chunk)
         while i < stop:
             rows = min(p.tile, stop - i, p.run - i % p.run)
-            load_columns(p, of, one, i, rows, s)
-            prepare(p, one, i, rows, smooth, s)
+            load_columns(p, of, one, i, rows, p.logits, p.row_step, s.x)
+            if along is not None:
+                load_columns(p, of, one, i, rows, p.direction, p.v_step, s.more)
+            prepare(p, one, i, rows, smooth, along, s)
             if affine is not None:
                 transform(p, one, rows, capped, s)
-            statistics(p, of, one, i, rows, smooth, affine, s)
-            settle(s.table, one, rows, p)
-            sums = take_losses(p, one, i, rows, s.table, sums)
+            if along is None:
+                statistics(p, of, one, i, rows, smooth, affine, hess, s)
+                settle(s.table, one, rows, p, hess)
+                sums = take_losses(p, one, i, rows, s.table, sums)
+            else:
+                statistics(p, of, one, i, rows, None, affine, None, s)
+                product(p, one, rows, s)
+                store_columns(p, one, into, i, rows, s.more, p.hvp, p.hvp_step, s)
+            if hess is not None:
+                hessian(p, one, rows, s)
+                store_columns(p, one, into, i, rows, s.more, p.hess_diag, p.hess_step, s)
             if grad is not None:
                 gradient(p, one, rows, smooth, capped, s)
-                store_columns(p, one, into, i, rows, s)
+                store_columns(p, one, into, i, rows, s.x, p.grad, p.grad_step, s)
             i += rows
         put_sums(p, chunk, sums)
     if p.past_caches:

@@ -131,9 +131,9 @@ def emit_hess(
 ) -> None:
     """out_k = s * ((a p (1 - p) + lam2 p^2) slope_k^2 + (a p - q_k) curve_k), the products in float64.
 
-    weights = (high and low part of 1 / S in the compute dtype; a, lam2 and s in float64).
+    weights = (high and low part of 1 / S in the compute dtype; a, lam2, s and the least value in float64).
     """
-    by, by_lo, a, lam2, s = weights
+    by, by_lo, a, lam2, s, least = weights
     for k in range(z.size):
         d, err = gap_at(z, lo, top, top_lo, k)
         p = np.float64(times_exp(d, err, by, by_lo))
@@ -143,6 +143,54 @@ def emit_hess(
             if q is not None:
                 dz -= q[k]
             h = h * slope[k] * slope[k] + dz * curve[k]
+        out[k] = at_least(s * h, least)
+
+
+@jit(fastmath=_SUM)
+def sum_along(e: Any, v: Any, slope: Any, m: Any) -> Any:
+    """sum_k e_k (m - w_k), in float64."""
+    s = 0.0
+    for k in range(v.size):
+        s += np.float64(e[k]) * (m - along(v, slope, k))
+    return s
+
+
+@jit()
+def nearest(v: Any, slope: Any, m: Any) -> Any:
+    """The w_k nearest to m, the first of a tie."""
+    found = along(v, slope, 0)
+    for k in range(1, v.size):
+        w = along(v, slope, k)
+        if abs(w - m) < abs(found - m):
+            found = w
+    return found
+
+
+@jit(fastmath={"contract"})
+def emit_centred(v: Any, slope: Any, m: Any, shift: Any, scale: Any, out: Any) -> None:
+    """out_k = scale * ((w_k - m) + shift)."""
+    for k in range(v.size):
+        out[k] = scale * ((along(v, slope, k) - m) + shift)
+
+
+@jit(fastmath={"contract"})
+def emit_hvp(
+    z: Any, lo: Any, q: Any, v: Any, slope: Any, curve: Any, top: Any, top_lo: Any, weights: Any, out: Any
+) -> None:
+    """out_k = s * (p (a (w_k - p.w) + lam2 p.w) slope_k + (a p - q_k) curve_k v_k), in float64 but for p.
+
+    weights = (high and low part of 1 / S in the compute dtype; a, lam2, m, shift and s in float64).
+    """
+    by, by_lo, a, lam2, m, shift, s = weights
+    for k in range(z.size):
+        d, err = gap_at(z, lo, top, top_lo, k)
+        p = np.float64(times_exp(d, err, by, by_lo))
+        h = p * (a * ((along(v, slope, k) - m) + shift) + lam2 * (m - shift))
+        if slope is not None:
+            dz = a * p
+            if q is not None:
+                dz -= q[k]
+            h = h * slope[k] + dz * curve[k] * v[k]
         out[k] = s * h
 
 
@@ -157,6 +205,20 @@ def emit_log_softmax(z: Any, lo: Any, top: Any, top_lo: Any, log_total: Any, out
         if lo is not None:
             gap += lo[k] - top_lo
         into[k] = gap - log_total
+
+
+@inline(fastmath=())  # w_t - w_t is 0: it must not be fused
+def along(v: Any, slope: Any, k: Any) -> Any:
+    """w_k = v_k dz_k/dx_k; without a soft cap the slope is one number, which is left to the end."""
+    if slope is None:
+        return v[k]
+    return v[k] * slope[k]
+
+
+@inline()
+def at_least(x: Any, least: Any) -> Any:
+    """The larger one; NaN stays."""
+    return least if x < least else x
 
 
 @inline()

@@ -25,12 +25,16 @@ def execute(problem: Problem, answer: Answer) -> None:
     matrices = {
         "logits": problem.logits,
         "distribution": problem.distribution,
+        "direction": problem.direction,
         "grad": answer.grad,
         "hess_diag": answer.hess_diag,
         "log_softmax": answer.log_softmax,
+        "hvp": answer.hvp,
+        "log_softmax_jvp": answer.log_softmax_jvp,
     }
     at = {name: address(x) for name, x in matrices.items() if x is not None}
-    found = plan(problem, answer, at.get("grad") == at["logits"])
+    over = at.get("hvp") in (at["logits"], at.get("direction", 0))
+    found = plan(problem, answer, at.get("grad") == at["logits"], over)
     kernel = launch.kernel(found.way, found.dtype, found.memory, found.switches)
     workers = threads.workers(found.chunks)
     inside, size = places(found, workers)

@@ -19,7 +19,7 @@ from .parameters import PARAMETERS
 from .vector_math import add, finish
 
 SLOTS = 4  # buffer of sums, z, lo, spare
-WIDE_SLOTS = 4  # q, y, slope, curve
+WIDE_SLOTS = 5  # q, y, slope, curve, v
 
 Values = namedtuple("Values", "loss z_loss log_prob best truth counted")
 Values.__doc__ = "What a row says beside its matrices; best and truth are the two argmaxes."
@@ -67,19 +67,28 @@ def write_values(i: Any, p: Any, one: Any, values: Any) -> None:
 
 @jit()
 def write_matrices(
-    a: Any, b: Any, p: Any, z: Any, lo: Any, q: Any, slope: Any, curve: Any, spare: Any, st: Any, s: Any,
-    z_slope: Any, grad: Any, hess: Any, log_p: Any,
+    a: Any, b: Any, p: Any, z: Any, lo: Any, q: Any, slope: Any, curve: Any, v: Any, spare: Any, buffer: Any,
+    st: Any, s: Any, z_slope: Any, grad: Any, hess: Any, log_p: Any, hvp: Any, log_jvp: Any,
 ) -> None:  # fmt: skip
-    """Row (a, b) of each matrix that is wanted; the gradient last, because it may lie over z."""
+    """Row (a, b) of each matrix that is wanted. Gradient or product may lie over z: they are written last."""
     of = z.dtype.type
     by_t = p.temperature if slope is None else 1.0  # under a soft cap the slope has it
     if hess is not None and s != 0.0:
         lam2 = 2.0 * p.z_loss
-        rows.write_hess(z, lo, q, slope, curve, st, s / (by_t * by_t), z_slope, lam2, spare)
+        scale = p.hess_scale * s / (by_t * by_t)
+        rows.write_hess(z, lo, q, slope, curve, st, scale, z_slope, lam2, p.hess_min, spare)
         scatter(spare, p.hess_diag, a, b, np.int64(0))
     if log_p is not None:
         elements.emit_log_softmax(z, lo, st.top, st.top_lo, of(st.log_total), spare)
         scatter(spare, p.log_softmax, a, b, np.int64(0))
+    if v is not None:
+        centre = rows.centre(z, lo, v, slope, st, buffer)
+        if log_jvp is not None:
+            rows.write_centred(v, slope, centre, 1.0 / by_t, spare)
+            scatter(spare, p.log_softmax_jvp, a, b, np.int64(0))
+        if hvp is not None and s != 0.0:
+            scale, lam2 = p.hess_scale * s / (by_t * by_t), 2.0 * p.z_loss
+            rows.write_hvp(z, lo, q, v, slope, curve, st, centre, scale, z_slope, lam2, spare)
     if grad is not None and s != 0.0:
         scale = p.grad_scale * s / by_t
         if p.direct and not p.in_place:
@@ -88,12 +97,15 @@ def write_matrices(
             rows.write_grad(z, lo, q, slope, st, scale, z_slope, None)
             if not p.direct:
                 scatter(z, p.grad, a, b, np.int64(0))
+    if hvp is not None and s != 0.0:
+        scatter(spare, p.hvp, a, b, np.int64(0))
 
 
 @jit()
 def work(
     worker: Any, first: Any, last: Any, parameters: Any, one: Any, smooth: Any, affine: Any, capped: Any,
-    soft: Any, entropy: Any, grad: Any, hess: Any, log_p: Any,
+    soft: Any, entropy: Any, grad: Any, hess: Any, log_p: Any, along: Any, hvp: Any,
+    log_jvp: Any,
 ) -> None:  # fmt: skip
     """Chunks first .. last, of N rows of n classes. Moves a row's n logits in and its n gradients out.
 
@@ -108,7 +120,7 @@ def work(
     buffer = slot(one, p.scratch, scratch, p.length, rows.BLOCK)
     spare = slot(one, p.scratch, scratch + 3, p.length, n)
     y_row = slot(1.0, p.wide, wide + 1, p.length, n)
-    lo, q, slope, curve = None, None, None, None
+    lo, q, slope, curve, v = None, None, None, None, None
     if affine is not None:
         lo = slot(one, p.scratch, scratch + 2, p.length, n)
     if capped is not None:
@@ -118,6 +130,8 @@ def work(
         q = slot(1.0, p.wide, wide, p.length, n)
     elif smooth is not None:
         q = view(1.0, p.shared_mass, n)
+    if along is not None:
+        v = slot(1.0, p.wide, wide + 4, p.length, n)
     wants_rows = p.lse or p.entropy or p.argmax  # what a row that is left out has to say, too
 
     for chunk in range(first, last):
@@ -126,7 +140,7 @@ def work(
             a, b = i // p.inner, i % p.inner
             y, bump, s, counted = target_of(i, p)
             loss, z_loss, log_prob, best, truth = 0.0, 0.0, 0.0, np.int64(0), y
-            if s != 0.0 or counted or wants_rows or log_p is not None:
+            if s != 0.0 or counted or wants_rows or log_p is not None or log_jvp is not None:
                 z = view(one, row_at(p.logits, a, b), n)
                 if not p.direct:
                     z = slot(one, p.scratch, scratch + 1, p.length, n)
@@ -157,11 +171,18 @@ def work(
                     view(one, p.lse, p.rows)[i] = st.lse
                 if entropy is not None:
                     view(one, p.entropy, p.rows)[i] = st.entropy
-                write_matrices(a, b, p, z, lo, q, slope, curve, spare, st, s, z_slope, grad, hess, log_p)
+                if along is not None:
+                    gather(p.direction, a, b, np.int64(0), v)
+                write_matrices(
+                    a, b, p, z, lo, q, slope, curve, v, spare, buffer, st, s, z_slope, grad, hess, log_p, hvp,
+                    log_jvp,
+                )  # fmt: skip
             if s == 0.0 and hess is not None:  # exact zeros, whatever the row holds
                 clear(p.hess_diag, a, b, n)
             if s == 0.0 and grad is not None:
                 clear(p.grad, a, b, n)
+            if s == 0.0 and hvp is not None:
+                clear(p.hvp, a, b, n)
             write_values(i, p, one, Values(loss, z_loss, log_prob, best, truth, counted))
             total, error = add(total, error, loss)
             z_total, z_error = add(z_total, z_error, z_loss)

@@ -32,11 +32,14 @@ def kernel(way: str, dtype: str, memory: tuple[str, str], switches: tuple[bool |
     """
     one = np.dtype(dtype).type(1)
     of, into = (WITNESSES[name] for name in memory)
-    smooth, affine, capped, soft, entropy, grad, hess, log_p, plain = switches
+    smooth, affine, capped, soft, entropy, grad, hess, log_p, hvp, log_jvp, plain = switches
+    v = hvp or log_jvp
     if way == "columns":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-            columns.work(worker, first, last, parameters, of, one, into, smooth, affine, capped, grad)
+            columns.work(
+                worker, first, last, parameters, of, one, into, smooth, affine, capped, grad, hess, hvp
+            )
 
     elif way == "pieces":
 
@@ -46,13 +49,17 @@ def kernel(way: str, dtype: str, memory: tuple[str, str], switches: tuple[bool |
     elif way == "tiles":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-            tiles.work(worker, first, last, parameters, of, one, into, plain, smooth, affine, capped, grad)
+            tiles.work(
+                worker, first, last, parameters, of, one, into, plain, smooth, affine, capped, grad, hess
+            )
+
     else:
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
             work(
-                worker, first, last, parameters, one, smooth, affine, capped, soft, entropy, grad, hess, log_p
-            )
+                worker, first, last, parameters, one, smooth, affine, capped, soft, entropy, grad, hess,
+                log_p, v, hvp, log_jvp,
+            )  # fmt: skip
 
     return native_function(nb.void(nb.int64, nb.int64, nb.int64, nb.int64))(chunks)
 

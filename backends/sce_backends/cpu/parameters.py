@@ -23,15 +23,18 @@ _INTEGERS = (
     "late",  # a tile's gradient goes out while the next tile is computed
     "in_place",  # the gradient lies where the logits do
     "pieces", "second",  # of a row; is this the second pass over them?
-    "run", "row_step", "grad_step",  # rows of which each is as far from the next, and how far, in bytes
+    "run",  # rows of which each is as far from the next, and how far that is, in bytes:
+    "row_step", "v_step", "grad_step", "hess_step", "hvp_step",
     "sharp",  # wanted is the logarithm of a sum that may be near 1: its largest term has to be exactly that
     "ignores", "ignored",  # is there an ignore_index, and which
 )  # fmt: skip
 _FLOATS = (
     "denominator", "unit",  # and 1 / denominator
     "grad_scale", "temperature", "softcap", "z_loss", "label_smoothing",
+    "of_h",  # the factor of second derivatives: hess_scale over the temperature's square
     "of_q",  # the gradient's factor of dz: grad_scale, over the temperature where no soft cap has it
     "spare",  # target mass at no class: 1 for softmax
+    "hess_scale", "hess_min",  # the latter -inf where there is none
 )  # fmt: skip
 _VECTORS = (  # addresses of contiguous arrays; 0 where there is none
     "labels", "class_weight", "sample_weight",
@@ -41,9 +44,12 @@ _VECTORS = (  # addresses of contiguous arrays; 0 where there is none
 )  # fmt: skip
 SCRATCH = (  # the same of memory to work in: plan.py says how large each part is
     "partial",  # (chunks, 2): the sums of loss and of its z-loss part
-    "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "lines", "found",
+    "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "more", "lines",
+    "found",
 )  # fmt: skip
-MATRICES = ("logits", "distribution", "grad", "hess_diag", "log_softmax")
+MATRICES = (
+    "logits", "distribution", "direction", "grad", "hess_diag", "log_softmax", "hvp", "log_softmax_jvp",
+)  # fmt: skip
 
 PARAMETERS = np.dtype(
     [(name, np.int64) for name in _INTEGERS]

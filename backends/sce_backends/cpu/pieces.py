@@ -53,7 +53,7 @@ def first_pass(
     p: Any, of: Any, one: Any, found: Any, plain: Any, smooth: Any, affine: Any, capped: Any, s: Any
 ) -> None:
     """The statistics of classes s.first .. s.stop of the row in the table, to `found`."""
-    long_row(p, of, one, np.int64(0), plain, smooth, affine, capped, s)
+    long_row(p, of, one, np.int64(0), plain, smooth, affine, capped, None, s)
     for k in range(6):
         put(1.0, found + k * 8, get(1.0, s.table + PIVOT + k * COLUMN))
     if get(1.0, found) == -np.inf:
@@ -141,7 +141,7 @@ def work(
                 first_pass(p, of, one, found + part * FOUND, plain, smooth, affine, capped, s)
         else:
             high, low = put_together(p, one, found, s.table, smooth)
-            settle(s.table, one, np.int64(1), p)
+            settle(s.table, one, np.int64(1), p, None)
             if part == 0:
                 loss, z_loss = get(1.0, s.table + LOSS), get(1.0, s.table + Z_LOSS)
                 if p.loss:

@@ -28,7 +28,7 @@ _TILED = frozenset({"loss", "z_loss", "grad"})  # the outputs of tiles.py and co
 _TILE_BYTES = 1 << 16  # of a tile's exponentials: they stay in a core's own cache
 _COLUMNS_BYTES = 1 << 18  # the same of columns
 _FEW = 64  # classes, up to which rows are turned into columns, and
-_MOST_COLUMNS = 2048  # where they lie that way anyway
+_MOST_COLUMNS = 2048  # where they lie that way anyway, and of Hessian-vector products
 # Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it: a
 # row takes half a millisecond, and waking a thread up to a fifth of one.
 _MANY, _FEW_ROWS = 1 << 20, 4
@@ -60,8 +60,12 @@ class _Shape(NamedTuple):
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
     grad: tuple[tuple[int, ...], np.dtype[Any], bool] | None  # strides, dtype; whole lines can be written
+    hess: tuple[tuple[int, ...], np.dtype[Any], bool] | None  # the same of the Hessian's diagonal
+    hvp: tuple[tuple[int, ...], np.dtype[Any], bool] | None
+    direction: tuple[tuple[int, ...], np.dtype[Any], bool] | None
     others: tuple[tuple[np.dtype[Any], tuple[int, ...]] | None, ...]  # the other matrices
     in_place: bool
+    over: bool
     target: str
     outputs: frozenset[str]
     class_weight: bool
@@ -72,6 +76,8 @@ class _Shape(NamedTuple):
     softcap: float | None
     z_loss: float
     grad_scale: float
+    hess_scale: float
+    hess_min: float | None
     limits: tuple[int, ...]  # this module's
 
     @property
@@ -87,10 +93,9 @@ class _Shape(NamedTuple):
         return self.softcap is not None
 
 
-def plan(problem: Problem, answer: Answer, in_place: bool) -> Plan:
-    """`in_place`: the gradient lies where the logits do."""
-    logits, grad = problem.logits, answer.grad
-    flat = grad is not None and grad.flags.c_contiguous and grad.flags.aligned
+def plan(problem: Problem, answer: Answer, in_place: bool, over: bool = False) -> Plan:
+    """`in_place`: the gradient lies where the logits do. `over`: the product does, or where v does."""
+    logits = problem.logits
     return _plan(
         _Shape(
             problem.rows,
@@ -98,9 +103,13 @@ def plan(problem: Problem, answer: Answer, in_place: bool) -> Plan:
             logits.shape,
             logits.strides,
             logits.dtype,
-            None if grad is None else (grad.strides, grad.dtype, flat),
-            (_seen(problem.distribution), _seen(answer.hess_diag), _seen(answer.log_softmax)),
+            _seen_whole(answer.grad),
+            _seen_whole(answer.hess_diag),
+            _seen_whole(answer.hvp),
+            _seen_whole(problem.direction),
+            (_seen(problem.distribution), _seen(answer.log_softmax), _seen(answer.log_softmax_jvp)),
             in_place,
+            over,
             problem.target,
             problem.outputs,
             problem.class_weight is not None,
@@ -111,9 +120,15 @@ def plan(problem: Problem, answer: Answer, in_place: bool) -> Plan:
             problem.softcap,
             problem.z_loss,
             problem.grad_scale,
+            problem.hess_scale,
+            problem.hess_min,
             (_PAST_CACHES, _MANY),
         )
     )
+
+
+def _seen_whole(x: Array | None) -> tuple[tuple[int, ...], np.dtype[Any], bool] | None:
+    return None if x is None else (x.strides, x.dtype, x.flags.c_contiguous and x.flags.aligned)
 
 
 def _seen(x: Array | None) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
@@ -124,17 +139,18 @@ def _seen(x: Array | None) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
 def _plan(shape: _Shape) -> Plan:
     dtype = "float64" if shape.dtype == "float64" else "float32"
     size, classes, grad = np.dtype(dtype).itemsize, shape.classes, shape.grad
-    run, row_step, grad_step = _steps(shape)
-    way = _way(shape, dtype, row_step == shape.dtype.itemsize)
+    run, steps = _steps(shape)
+    way = _way(shape, dtype, steps["row_step"] == shape.dtype.itemsize)
     chunk = max(1, _CHUNK // (classes + _ROW))
     tile = _tile(way, classes * size)
     parts = -(-classes // pieces.PIECE) if way == "pieces" else 1
     width = pieces.PIECE if parts > 1 else -(-classes // (LINE // size)) * (LINE // size)
     plain = not shape.transformed and shape.strides[2] == shape.dtype.itemsize
     direct = plain and shape.dtype == dtype
-    past_caches = grad is not None and grad[2] and not shape.in_place
+    written = [x for x in (grad, shape.hess, shape.hvp) if x is not None]
+    past_caches = bool(written) and all(x[2] for x in written) and not (shape.in_place or shape.over)
+    past_caches &= all(shape.rows * classes * x[1].itemsize >= _PAST_CACHES for x in written)
     if grad is not None:
-        past_caches = past_caches and shape.rows * classes * grad[1].itemsize >= _PAST_CACHES
         direct = direct and grad[1] == dtype and grad[0][2] == size
     switches = (
         shape.smooth,
@@ -145,6 +161,8 @@ def _plan(shape: _Shape) -> Plan:
         grad is not None,
         "hess_diag" in shape.outputs,
         "log_softmax" in shape.outputs,
+        "hvp" in shape.outputs,
+        "log_softmax_jvp" in shape.outputs,
         plain and way in ("tiles", "pieces"),
     )
     facts = {
@@ -160,8 +178,7 @@ def _plan(shape: _Shape) -> Plan:
         "in_place": shape.in_place,
         "pieces": parts,
         "run": run,
-        "row_step": row_step,
-        "grad_step": grad_step,
+        **steps,
         "past_caches": past_caches,
         "sharp": _sharp(shape, dtype),
     }
@@ -170,6 +187,9 @@ def _plan(shape: _Shape) -> Plan:
         "ignores": shape.ignored is not None,
         "ignored": shape.ignored or 0,
         "grad_scale": shape.grad_scale,
+        "hess_scale": shape.hess_scale,
+        "hess_min": -np.inf if shape.hess_min is None else shape.hess_min,
+        "of_h": shape.hess_scale / shape.temperature / shape.temperature,
         "of_q": shape.grad_scale / (1.0 if shape.capped else shape.temperature),
         "temperature": shape.temperature,
         "softcap": shape.softcap or 0.0,
@@ -177,17 +197,23 @@ def _plan(shape: _Shape) -> Plan:
         "label_smoothing": shape.label_smoothing,
         "spare": 1.0 if shape.target == "none" else 0.0,
     }
-    soft, hess, log_p = shape.others
+    soft, log_p, log_jvp = shape.others
+    hess, hvp, v = shape.hess, shape.hvp, shape.direction
     seen = {
         "logits": (shape.dtype, shape.strides),
         "distribution": soft,
+        "direction": v and (v[1], v[0]),
         "grad": grad and (grad[1], grad[0]),
-        "hess_diag": hess,
+        "hess_diag": hess and (hess[1], hess[0]),
         "log_softmax": log_p,
+        "hvp": hvp and (hvp[1], hvp[0]),
+        "log_softmax_jvp": log_jvp,
     }
     matrices = {name: (DTYPES.index(x[0].name), x[1]) for name, x in seen.items() if x}
     scratch = _scratch(way, size, facts, shape.transformed, shape.capped)
-    memory = shape.dtype.name, (shape.dtype if grad is None else grad[1]).name
+    if way == "columns" and (hess or hvp):
+        scratch["more"] = facts["tile_bytes"]
+    memory = shape.dtype.name, (written[0][1] if written else shape.dtype).name
     if way == "rows":  # it looks at them when it runs: one kernel for all
         memory = dtype, dtype
     chunks = shape.rows * parts if parts > 1 else -(-shape.rows // chunk)
@@ -197,7 +223,16 @@ def _plan(shape: _Shape) -> Plan:
 
 
 def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
-    if shape.target == "distribution" or not shape.outputs <= _TILED:
+    hess = shape.hess is not None
+    if shape.outputs == {"hvp"}:
+        assert shape.hvp
+        assert shape.direction
+        plain = shape.target != "distribution" and not shape.capped and not shape.z_loss
+        plain = plain and shape.direction[1] == shape.hvp[1] == shape.dtype
+        return "columns" if plain and shape.classes <= _MOST_COLUMNS else "rows"
+    if shape.target == "distribution" or not shape.outputs - {"hess_diag"} <= _TILED:
+        return "rows"
+    if hess and (shape.capped or shape.z_loss or not shape.grad or shape.grad[1] != shape.dtype):
         return "rows"
     if shape.target == "none" and "loss" in shape.outputs:
         return "rows"  # the loss is lse itself, which may lie near 0
@@ -209,7 +244,9 @@ def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
         return "columns"
     if shape.grad is not None and shape.grad[0][2] != shape.grad[1].itemsize:
         return "rows"
-    return "pieces" if shape.rows <= _FEW_ROWS and shape.classes >= _MANY else "tiles"
+    if shape.hess and shape.hess[0][2] != shape.hess[1].itemsize:
+        return "rows"
+    return "pieces" if shape.rows <= _FEW_ROWS and shape.classes >= _MANY and not hess else "tiles"
 
 
 def _sharp(shape: _Shape, dtype: str) -> bool:
@@ -236,7 +273,7 @@ def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capp
     found = {
         "blocks": 2 * tiles.BLOCK * size,
         "curves": tiles.BLOCK * 8,
-        "table": tiles.VALUES * tiles.COLUMN + LINE,
+        "table": tiles.VALUES * tiles.COLUMN + 2 * LINE,
         "exponentials": facts["tile_bytes"],
     }
     if way == "columns" and facts.get("past_caches"):
@@ -261,14 +298,20 @@ def _shared(way: Way, size: int, facts: dict[str, int], capped: bool) -> dict[st
     return found | ({"slopes": every * pieces.PIECE * 8} if capped else {})
 
 
-def _steps(shape: _Shape) -> tuple[int, int, int]:
-    """(rows in a run, bytes between neighbours of a run in the logits, and in the gradient)."""
-    found = [shape.strides] + ([shape.grad[0]] if shape.grad else [])
+def _steps(shape: _Shape) -> tuple[int, dict[str, int]]:
+    """Rows in a run, and the bytes between neighbours of a run in the logits and the other matrices."""
+    seen = {
+        "v_step": shape.direction,
+        "grad_step": shape.grad,
+        "hess_step": shape.hess,
+        "hvp_step": shape.hvp,
+    }
+    found = {"row_step": shape.strides} | {name: x[0] for name, x in seen.items() if x}
     n, inner, _ = shape.shape
-    if inner == 1:
-        return n, found[0][0], found[-1][0]
-    whole = all(strides[0] == inner * strides[1] for strides in found)
-    return n * inner if whole else inner, found[0][1], found[-1][1]
+    whole = all(strides[0] == inner * strides[1] for strides in found.values())
+    axis = 0 if inner == 1 else 1
+    run = n if inner == 1 else n * inner if whole else inner
+    return run, {name: strides[axis] for name, strides in found.items()}
 
 
 def _whole_lines(size: int) -> int:

@@ -213,21 +213,84 @@ def write_hess(
     scale: Any,
     z_slope: Any,
     lam2: Any,
+    least: Any,
     out: Any,
 ) -> None:
-    """The row of the second derivative's diagonal, scale * (d2z * slope^2 + dz * curve)."""
+    """The row of the second derivative's diagonal, scale * (d2z * slope^2 + dz * curve), or `least`."""
     of = z.dtype.type
     a = st.mass + st.mass_t + st.mass_y + z_slope
     if scale * a / st.total != scale * a / st.total:
         elements.fill(z, out, of(np.nan))
         return
     by = 1.0 / st.total
-    weights = (of(by), low_part(by, of(by)), a, lam2, scale)
+    weights = (of(by), low_part(by, of(by)), a, lam2, scale, least)
     elements.emit_hess(z, lo, q, slope, curve, st.top, st.top_lo, weights, out)
     for k, p, others, dz in pivots(st, z_slope):
         h = p * (a * others + lam2 * p)
         if slope is not None:
             h = h * np.float64(slope[k]) ** 2 + dz * np.float64(curve[k])
+        out[k] = of(elements.at_least(scale * h, least))
+
+
+@jit()
+def gaps_along(z: Any, lo: Any, v: Any, slope: Any, st: Any, m: Any, buffer: Any) -> Any:
+    """sum over k != t of exp(z_k - top) (m - w_k), with the exponentials that S was added up from."""
+    block = BLOCK if z.itemsize == 4 else BLOCK64
+    total, error = 0.0, 0.0
+    first, second = min(st.t, st.y), max(st.t, st.y)
+    for start, end in ((0, first), (first + 1, second), (second + 1, z.size)):
+        for a in range(start, end, block):
+            b = min(a + block, end)
+            elements.put_exp(z[a:b], cut(lo, a, b), st.top, st.top_lo, buffer)
+            total, error = add(total, error, elements.sum_along(buffer, v[a:b], cut(slope, a, b), m))
+    if st.y != st.t:
+        total, error = add(total, error, st.exp_y * (m - elements.along(v, slope, st.y)))
+    return finish(total, error)
+
+
+@jit()
+def centre(z: Any, lo: Any, v: Any, slope: Any, st: Any, buffer: Any) -> Any:
+    """(m, shift) with w_k - p.w = (w_k - m) + shift, where w = slope v: see docs/math.md.
+
+    m is w_t, so that the maximum's term is exactly 0. In float64 only where that has half of the probability,
+    else the w nearest to the mean: one far from the others would cost digits, which float32 has not. shift is
+    NaN where v is not finite.
+    """
+    top = elements.along(v, slope, st.t)
+    m, at_top = top, 0.0
+    if z.itemsize == 8 and st.total > 2.0:
+        m = elements.nearest(v, slope, (top - gaps_along(z, lo, v, slope, st, 0.0, buffer)) / st.total)
+        at_top = m - top
+    shift = (gaps_along(z, lo, v, slope, st, m, buffer) + (at_top + (top - top))) / st.total
+    return m, shift + (shift - shift)
+
+
+@jit()
+def write_centred(v: Any, slope: Any, centre: Any, scale: Any, out: Any) -> None:
+    """The row of log-softmax's derivative along v, scale * (w_k - p.w)."""
+    m, shift = centre
+    elements.emit_centred(v, slope, m, shift, scale, out)
+
+
+@jit()
+def write_hvp(
+    z: Any, lo: Any, q: Any, v: Any, slope: Any, curve: Any, st: Any, centre: Any, scale: Any, z_slope: Any,
+    lam2: Any, out: Any,
+) -> None:  # fmt: skip
+    """The row of the Hessian times v: scale * ((a p (w - p.w) + 2 lam p p.w) slope + dz curve v)."""
+    of = z.dtype.type
+    m, shift = centre
+    a = st.mass + st.mass_t + st.mass_y + z_slope
+    if scale * a * shift != scale * a * shift:
+        elements.fill(z, out, of(np.nan))
+        return
+    by = 1.0 / st.total
+    weights = (of(by), low_part(by, of(by)), a, lam2, m, shift, scale)
+    elements.emit_hvp(z, lo, q, v, slope, curve, st.top, st.top_lo, weights, out)
+    for k, p, _, dz in pivots(st, z_slope):
+        h = p * (a * ((elements.along(v, slope, k) - m) + shift) + lam2 * (m - shift))
+        if slope is not None:
+            h = h * np.float64(slope[k]) + dz * np.float64(curve[k]) * v[k]
         out[k] = of(scale * h)
 
 

@@ -376,6 +376,28 @@ def load_integers(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
+def load_labels(typingctx: Any, of: Any, address: Any, ignored: Any) -> Any:
+    """(y, is it ignored) of 8 integers: y is 0 or 1 in float64, or NaN for another label.
+
+    Compared as 64-bit integers: floats would take 2^60 + 1 for 2^60.
+    """
+    wide, lanes = Vector(F64), 8
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        t, whole = ir.VectorType(ir.IntType(of.bitwidth), lanes), ir.VectorType(ir.IntType(64), lanes)
+        value = builder.load(builder.inttoptr(args[1], t.as_pointer()), align=of.bitwidth // 8)
+        if of.bitwidth < 64:
+            value = builder.sext(value, whole) if of.signed else builder.zext(value, whole)
+        numbers = [_constant(_ir(wide), [x] * lanes) for x in (1.0, 0.0, float("nan"))]
+        ones, zeros = (builder.icmp_signed("==", value, _constant(whole, [k] * lanes)) for k in (1, 0))
+        y = builder.select(ones, numbers[0], builder.select(zeros, numbers[1], numbers[2]))
+        skip = builder.icmp_signed("==", value, _splat(builder, args[2], lanes))
+        return context.make_tuple(builder, signature.return_type, [y, skip])
+
+    return nb.types.Tuple((wide, Mask(lanes)))(of, nb.int64, nb.int64), codegen
+
+
+@intrinsic
 def store(typingctx: Any, of: Any, address: Any, x: Any) -> Any:
     """A vector to an address."""
 

@@ -1,4 +1,5 @@
-"""The rows that most calls consist of, a tile of some at a time: loss and gradient of an index target.
+"""The rows that most calls consist of, a tile of some at a time: loss and gradient of an index target, and
+the Hessian's diagonal.
 
 Three passes over a tile, of which only the first reads memory and only the last writes it:
 
@@ -81,10 +82,11 @@ SLACK = 32.0  # how far a row may rise above its pivot
 
 # Where a tile's values begin, columns of TILE float64, in bytes: what `settle` is given, what it leaves, and
 # the addresses of the rows of logits and gradient, which are integers.
-VALUES, COLUMN = 16, TILE * 8
+VALUES, COLUMN = 23, TILE * 8
 _PLACES = range(0, VALUES * COLUMN, COLUMN)
 SCALE, TARGET, MASS_Y, MASS, PIVOT, PIVOT_LO, GAP, GAP_LO = _PLACES[:8]
-REST, DOT, OF_P, AT_Y, LOSS, Z_LOSS, ROW, OUT = _PLACES[8:]
+REST, DOT, OF_P, AT_Y, LOSS, Z_LOSS, ROW, OUT = _PLACES[8:16]
+TOP, INVERSE, OF_H, H_TOP, H_Y, LEAST, OUT_H = _PLACES[16:]  # for the Hessian's diagonal alone
 
 # The witnesses that kernels are compiled for: `one` a number of the compute dtype, `of` and `into` of the
 # types that logits and gradient have in memory. Switches are True, or None and compiled away: `plain`, the
@@ -95,7 +97,7 @@ Scratch.__doc__ = """A worker's memory: addresses, because arrays would be copie
 
 z, lo: of BLOCK numbers of the compute dtype, curve of float64. table: the values. tile: of the exponentials,
 rows of p.width numbers of the compute dtype; lows, of short rows' lo, the same; slope, of dz/dx under a soft
-cap, in float64. line: of one cache line. And the classes that it is for: first .. stop.
+cap, in float64. line: of two cache lines. And the classes that it is for: first .. stop.
 """
 
 
@@ -287,6 +289,33 @@ def sum_of(one: Any, e: Any, n: Any) -> Any:
 
 
 @jit()
+def top_and_rest(one: Any, e: Any, n: Any) -> Any:
+    """(the largest of n exponentials, the sum of the others), in float64: so that 1 - p is no difference."""
+    lanes = LINE // 8
+    size, top, rest = lanes * size_of(one), splat(0.0), splat(0.0)
+    top_b, rest_b = splat(0.0), splat(0.0)
+    vectors = -(-n // (LINE // size_of(one))) * (8 // size_of(one))  # of float64
+    at = e
+    for _ in range(vectors // 2):
+        a, b = load(one, at, 0.0), load(one, at + size, 0.0)
+        above, above_b = a > top, b > top_b
+        rest, rest_b = rest + select(above, top, a), rest_b + select(above_b, top_b, b)
+        top, top_b = select(above, a, top), select(above_b, b, top_b)
+        at += 2 * size
+    if vectors % 2:
+        a = load(one, at, 0.0)
+        above = a > top
+        rest, top = rest + select(above, top, a), select(above, a, top)
+    above = top_b > top
+    rest = (rest + rest_b) + select(above, top, top_b)
+    top = select(above, top_b, top)
+    largest = simd.largest(top)
+    equal = simd.total(select(top == largest, splat(1.0), splat(0.0)))  # one of them is the largest
+    less = simd.total(rest) + simd.total(select(top == largest, splat(0.0), top))
+    return largest, less + (equal - 1.0) * largest
+
+
+@jit()
 def sum_without(of: Any, one: Any, z: Any, lo: Any, n: Any, at: Any) -> Any:
     """sum over k != at of z_k + lo_k, in float64."""
     lanes, size, zero = LINE // 8, LINE // 8 * size_of(of), 0.0
@@ -340,7 +369,7 @@ def keep_pivot(s: Any, j: Any, of: Any, k: Any, base: Any, z: Any, lo: Any, at: 
 
 @jit()
 def long_row(
-    p: Any, of: Any, one: Any, j: Any, plain: Any, smooth: Any, affine: Any, capped: Any, s: Any
+    p: Any, of: Any, one: Any, j: Any, plain: Any, smooth: Any, affine: Any, capped: Any, hess: Any, s: Any
 ) -> None:
     """The statistics of the tile's j-th row and its exponentials, with 0 at its class.
 
@@ -352,10 +381,13 @@ def long_row(
     e, row = s.tile + j * p.width * size_of(one), get(np.int64(0), cell + ROW)
     top, known, k, base, far = type(one)(0), False, 0.0, type(one)(0), False
     small = abs(get(1.0, cell + SCALE) * p.of_q) < 1e-15  # with SLACK on top the coefficient might underflow
+    if hess is not None:
+        small = small or abs(get(1.0, cell + SCALE) * p.of_h) < 1e-15
     if size_of(one) == 8 or p.sharp or p.pieces > 1 or small:
         top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
         k, base, far = set_pivot(p, top)
     rest, error, dot, dot_error, ahead = 0.0, 0.0, 0.0, 0.0, address_in(np.int64(AHEAD), 0, plain)
+    most = 0.0
     start = s.first
     while start < s.stop:
         size = min(BLOCK, s.stop - start)
@@ -371,19 +403,26 @@ def long_row(
         if not known and m > top + SLACK:
             top, known = highest_of_row(p, of, one, row, j, plain, affine, capped, s), True
             k, base, far = set_pivot(p, top)
-            rest, error, dot, dot_error, start = 0.0, 0.0, 0.0, 0.0, s.first
+            rest, error, dot, dot_error, start, most = 0.0, 0.0, 0.0, 0.0, s.first, 0.0
             continue
         at = y - start if start <= y < start + size else np.int64(-1)
         if at >= 0:
             put(one, to + at * size_of(one), type(one)(0))
         if at >= 0 or start == s.first:
             keep_pivot(s, j, kind, k, base, z, lo, at)
-        rest, error = add(rest, error, sum_of(one, to, size))
+        if hess is None:
+            rest, error = add(rest, error, sum_of(one, to, size))
+        else:
+            largest, others = top_and_rest(one, to, size)
+            rest, error = add(rest, error, others + min(most, largest))
+            most = max(most, largest)
         if smooth is not None:
             dot, dot_error = add(dot, dot_error, gaps_of(p, kind, one, z, lo, size, k, base, at))
         start += size
     put(1.0, cell + REST, finish(rest, error))
     put(1.0, cell + DOT, finish(dot, dot_error))
+    if hess is not None:
+        put(1.0, cell + TOP, most)
 
 
 @jit()
@@ -396,7 +435,7 @@ def gaps_of(p: Any, of: Any, one: Any, z: Any, lo: Any, n: Any, k: Any, base: An
 @jit()
 def short_rows(
     p: Any, of: Any, one: Any, into: Any, rows: Any, plain: Any, smooth: Any, affine: Any, capped: Any,
-    grad: Any, s: Any, before: Any, held: Any,
+    grad: Any, hess: Any, s: Any, before: Any, held: Any,
 ) -> None:  # fmt: skip
     """One thing for all rows after the other: what one row waits for is done long before it is asked for."""
     n, kind, zero = p.classes, witness(of, one, plain), type(one)(0)
@@ -422,9 +461,15 @@ def short_rows(
         if y >= 0:
             put(one, e + y * size_of(one), zero)
         if grad is not None and j < held:
-            write_row(p, one, into, j, held, smooth, capped, before)
+            write_row(p, one, into, j, held, smooth, capped, hess, before)
     for j in range(rows):
-        put(1.0, s.table + j * 8 + REST, sum_of(one, s.tile + j * p.width * size_of(one), n))
+        e, cell = s.tile + j * p.width * size_of(one), s.table + j * 8
+        if hess is None:
+            put(1.0, cell + REST, sum_of(one, e, n))
+        else:
+            most, rest = top_and_rest(one, e, n)
+            put(1.0, cell + TOP, most)
+            put(1.0, cell + REST, rest)
 
 
 @jit()
@@ -467,7 +512,7 @@ def targets(p: Any, i: Any, rows: Any, smooth: Any, table: Any) -> None:
 @jit()
 def statistics(
     p: Any, of: Any, one: Any, into: Any, i: Any, rows: Any, plain: Any, smooth: Any, affine: Any,
-    capped: Any, grad: Any, s: Any, before: Any, held: Any,
+    capped: Any, grad: Any, hess: Any, s: Any, before: Any, held: Any,
 ) -> None:  # fmt: skip
     """The inputs of `settle` for rows i .. i + rows, and their exponentials.
 
@@ -478,20 +523,22 @@ def statistics(
     for j in range(rows):
         put(np.int64(0), s.table + j * 8 + ROW, row_at(p.logits, a, b))
         put(np.int64(0), s.table + j * 8 + OUT, row_at(p.grad, a, b))
+        if hess is not None:
+            put(np.int64(0), s.table + j * 8 + OUT_H, row_at(p.hess_diag, a, b))
         b += 1
         if b == p.inner:
             a, b = a + 1, np.int64(0)
     targets(p, i, rows, smooth, s.table)
     if p.classes <= BLOCK:
-        short_rows(p, of, one, into, rows, plain, smooth, affine, capped, grad, s, before, held)
+        short_rows(p, of, one, into, rows, plain, smooth, affine, capped, grad, hess, s, before, held)
     else:
         for j in range(rows):
             if get(1.0, s.table + j * 8 + SCALE) != 0.0:
-                long_row(p, of, one, j, plain, smooth, affine, capped, s)
+                long_row(p, of, one, j, plain, smooth, affine, capped, hess, s)
             if grad is not None and j < held:
-                write_row(p, one, into, j, held, smooth, capped, before)
+                write_row(p, one, into, j, held, smooth, capped, hess, before)
     if grad is not None:
-        write_rows(p, one, into, rows, held, smooth, capped, before)
+        write_rows(p, one, into, rows, held, smooth, capped, hess, before)
 
 
 def exp_for(one: Any, z: Any, lo: Any) -> Any:
@@ -526,13 +573,15 @@ def _log1p_for(one: Any, x: Any) -> Any:
 
 
 @jit()
-def settle(v: Any, one: Any, rows: Any, p: Any) -> None:
-    """From the statistics of a tile's rows their losses and the gradient's coefficients.
+def settle(v: Any, one: Any, rows: Any, p: Any, hess: Any) -> None:
+    """From the statistics of a tile's rows their losses and the coefficients of gradient and Hessian.
 
     With E = exp(z_y - pivot), R = rest, S = R + E and M = mass without the target's:
         loss   = s (mass_y log(1 + R / E) + M log S + dot + z_loss lse^2)
         of_p   = s (M + mass_y + 2 z_loss lse) / S              elsewhere the gradient is of_p e_k - s q_k
         at_y   = s ((M + 2 z_loss lse) E - mass_y R) / S
+    The Hessian's diagonal is of_h e_k (1 - e_k / S), but at the largest exponential and at y, where 1 - p is
+    the sum of the others. REST is without the largest then, and there is no z_loss.
     Whole vectors, whatever the number of rows: a row's bits must not depend on its place.
     """
     by, lam = p.of_q, p.z_loss
@@ -545,6 +594,10 @@ def settle(v: Any, one: Any, rows: Any, p: Any) -> None:
         )
         gap, gap_lo = load(1.0, at + GAP, 1.0), load(1.0, at + GAP_LO, 1.0)
         others, dot = load(1.0, at + REST, 1.0), load(1.0, at + DOT, 1.0)
+        top, below = splat(0.0), others
+        if hess is not None:
+            top = load(1.0, at + TOP, 1.0)
+            others = others + top
         pivot, pivot_lo = load(1.0, at + PIVOT, 1.0), load(1.0, at + PIVOT_LO, 1.0)
         e_y = exp_for(one, gap, gap_lo)
         total = others + e_y
@@ -568,6 +621,16 @@ def settle(v: Any, one: Any, rows: Any, p: Any) -> None:
         store(1.0, at + OF_P, select(here, by_s * (mass + mass_y + z_slope), splat(0.0)))
         at_y = by_s * ((mass + z_slope) * e_y - mass_y * others)
         store(1.0, at + AT_Y, select(here, at_y, splat(0.0)))
+        if hess is not None:
+            zero, of_h = splat(0.0), s * (mass + mass_y) * p.of_h
+            least = select(here, splat(p.hess_min), splat(-np.inf))
+            at_top = select(here, of_h * (top / total) * ((below + e_y) / total), zero)
+            at_y = select(here, of_h * (e_y / total) * (others / total), zero)
+            store(1.0, at + INVERSE, select(here, 1.0 / total, zero))
+            store(1.0, at + OF_H, select(here, of_h / total, zero))
+            store(1.0, at + H_TOP, at_top)
+            store(1.0, at + H_Y, at_y)
+            store(1.0, at + LEAST, least)
 
 
 @jit()
@@ -612,7 +675,10 @@ def put_sums(p: Any, chunk: Any, sums: Any) -> None:
 
 
 def weighted(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
-    """(c + c_lo) e, less the sum of `less`, which is None or has two parts, too."""
+    """(c + c_lo) e, less the sum of `less`, which is None or has two parts, too.
+
+    With four parts it is the Hessian's: 1 / S, the largest e, the value there, and the least there may be.
+    """
 
 
 @overload(weighted, jit_options={"forceinline": True})
@@ -623,7 +689,15 @@ def _weighted(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
     def rest(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
         return fused(e, c, -less[0]) + fused(e, c_lo, -less[1])
 
-    return whole if isinstance(less, types.NoneType) else rest
+    def hessian(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
+        inverse, top, at_top, least = less
+        h = fused(e, c, e * c_lo) * fused(-e, inverse, 1.0)
+        h = select(e == top, at_top, h)
+        return select(h < least, least, h)
+
+    if isinstance(less, types.NoneType):
+        return whole
+    return rest if len(less) == 2 else hessian
 
 
 @jit()
@@ -717,33 +791,48 @@ def weights_of(p: Any, one: Any, j: Any, smooth: Any, s: Any) -> Any:
 
 
 @jit()
+def hess_weights_of(p: Any, one: Any, j: Any, s: Any) -> Any:
+    """The same of the Hessian."""
+    cell = s.table + j * 8
+    of_h, least, at_y = get(1.0, cell + OF_H), get(1.0, cell + LEAST), get(1.0, cell + H_Y)
+    c, one_of = type(one)(of_h), type(one)
+    less = (
+        one_of(get(1.0, cell + INVERSE)), one_of(get(1.0, cell + TOP)), one_of(get(1.0, cell + H_TOP)),
+        one_of(least),
+    )  # fmt: skip
+    return c, low_part(of_h, c), less, one_of(elements.at_least(at_y, least))
+
+
+@jit()
 def stream_row(
-    p: Any, one: Any, into: Any, j: Any, last: Any, out: Any, weights: Any, capped: Any, s: Any
+    p: Any, one: Any, into: Any, j: Any, last: Any, out: Any, weights: Any, capped: Any, s: Any, line: Any
 ) -> None:
     """The gradient of the tile's j-th row past the caches; `last` is the tile's last.
 
-    Cache lines that two rows of the tile share are put together in s.line: written in two parts, each would
+    Cache lines that two rows of the tile share are put together in `line`: written in two parts, each would
     have to be read before.
     """
     n, size, start = p.classes, size_of(into), np.int64(0)
     before = out % LINE  # bytes of the first line that are the row's before
     if before:
         start = min((LINE - before) // size, n)
-        to = s.line + before if j else out
+        to = line + before if j else out
         emit(p, one, into, j, np.int64(0), start, to, weights, capped, s, None)
         if j:
-            copy_line(out - before, s.line)
+            copy_line(out - before, line)
     whole = (n - start) * size // LINE * (LINE // size)
     emit(p, one, into, j, start, whole, out + start * size, weights, capped, s, True)
     start += whole
     if start < n:
-        to = s.line if j < last else out + start * size
+        to = line if j < last else out + start * size
         emit(p, one, into, j, start, n - start, to, weights, capped, s, None)
 
 
 @jit()
-def write_row(p: Any, one: Any, into: Any, j: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
-    """The gradient of the j-th of a tile's rows."""
+def write_row(
+    p: Any, one: Any, into: Any, j: Any, rows: Any, smooth: Any, capped: Any, hess: Any, s: Any
+) -> None:
+    """The gradient of the j-th of a tile's rows, and the Hessian's diagonal."""
     n = p.classes
     if get(1.0, s.table + j * 8 + SCALE) == 0.0:  # times 0, which NaN would survive
         elements.fill(view(one, s.tile + j * p.width * size_of(one), n), None, type(one)(0))
@@ -751,31 +840,39 @@ def write_row(p: Any, one: Any, into: Any, j: Any, rows: Any, smooth: Any, cappe
             elements.fill(view(1.0, s.slope + j * p.width * 8, n), None, 0.0)
     out, weights = get(np.int64(0), s.table + j * 8 + OUT), weights_of(p, one, j, smooth, s)
     if p.past_caches:
-        stream_row(p, one, into, j, rows - 1, out, weights, capped, s)
+        stream_row(p, one, into, j, rows - 1, out, weights, capped, s, s.line)
     else:
         emit(p, one, into, j, np.int64(0), n, out, weights, capped, s, None)
+    if hess is not None:
+        at, of_it = get(np.int64(0), s.table + j * 8 + OUT_H), hess_weights_of(p, one, j, s)
+        if p.past_caches:
+            stream_row(p, one, into, j, rows - 1, at, of_it, None, s, s.line + LINE)
+        else:
+            emit(p, one, into, j, np.int64(0), n, at, of_it, None, s, None)
 
 
 @jit()
-def write_rows(p: Any, one: Any, into: Any, first: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
+def write_rows(
+    p: Any, one: Any, into: Any, first: Any, rows: Any, smooth: Any, capped: Any, hess: Any, s: Any
+) -> None:
     """The gradient of a tile's rows from the first one on."""
     for j in range(first, rows):
-        write_row(p, one, into, j, rows, smooth, capped, s)
+        write_row(p, one, into, j, rows, smooth, capped, hess, s)
 
 
 @jit()
 def scratch_of(p: Any, one: Any, worker: Any, first: Any, stop: Any) -> Any:
     """A worker's."""
-    size, table = BLOCK * size_of(one), VALUES * COLUMN
+    size, table = BLOCK * size_of(one), VALUES * COLUMN  # and two lines
     return Scratch(
         p.blocks + 2 * worker * size,
         p.blocks + (2 * worker + 1) * size,
         p.curves + worker * BLOCK * 8,
-        p.table + worker * (table + LINE),
+        p.table + worker * (table + 2 * LINE),
         p.exponentials + worker * p.tile_bytes,
         p.lows + worker * p.tile_bytes,
         p.slopes + worker * p.tile * p.width * 8,
-        p.table + worker * (table + LINE) + table,
+        p.table + worker * (table + 2 * LINE) + table,
         first,
         stop,
     )
@@ -784,7 +881,7 @@ def scratch_of(p: Any, one: Any, worker: Any, first: Any, stop: Any) -> Any:
 @jit()
 def work(
     worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, plain: Any,
-    smooth: Any, affine: Any, capped: Any, grad: Any,
+    smooth: Any, affine: Any, capped: Any, grad: Any, hess: Any,
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
@@ -795,16 +892,16 @@ def work(
         stop = min(p.rows, (chunk + 1) * p.chunk)
         for i in range(chunk * p.chunk, stop, p.tile):
             rows = min(p.tile, stop - i)
-            statistics(p, of, one, into, i, rows, plain, smooth, affine, capped, grad, s, before, held)
-            settle(s.table, one, rows, p)
+            statistics(p, of, one, into, i, rows, plain, smooth, affine, capped, grad, hess, s, before, held)
+            settle(s.table, one, rows, p, hess)
             sums = take_losses(p, one, i, rows, s.table, sums)
             if grad is not None:
                 if p.late:
                     s, before, held = before, s, rows
                 else:
-                    write_rows(p, one, into, none, rows, smooth, capped, s)
+                    write_rows(p, one, into, none, rows, smooth, capped, hess, s)
         if grad is not None:
-            write_rows(p, one, into, none, held, smooth, capped, before)
+            write_rows(p, one, into, none, held, smooth, capped, hess, before)
         put_sums(p, chunk, sums)
     if p.past_caches:
         fence()

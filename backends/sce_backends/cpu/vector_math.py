@@ -341,3 +341,21 @@ def short_log1p(x: Any) -> Any:
     p = fused(p, z, 0.6666666655449709)
     half = f * f * 0.5
     return fused(k, 0.6931471805599453, f - (half - fused(s, fused(z, p, half), lost)))
+
+
+@inline()
+def short_log1p_of_unit(x: Any) -> Any:
+    """log(1 + x) of 8 float64 in [0, 1], within 2^-34 of itself: a Chebyshev fit, and no quotient."""
+    p = fused(x, 0.0007950132275741071, -0.0060543815118333415)
+    p = fused(p, x, 0.02162277662889297)
+    p = fused(p, x, -0.049102420489767325)
+    p = fused(p, x, 0.08212817261992637)
+    p = fused(p, x, -0.11270121772120155)
+    p = fused(p, x, 0.13909859913312295)
+    p = fused(p, x, -0.16587094998578766)
+    p = fused(p, x, 0.19988934638908445)
+    p = fused(p, x, -0.24999068541803812)
+    p = fused(p, x, 0.3333329204467681)
+    p = fused(p, x, -0.499999992726098)
+    p = fused(p, x, 0.9999999999785376)
+    return p * x

@@ -27,7 +27,7 @@ from sce.backend import cache_dir
 from . import kernels
 from .plan import Spec
 
-COMPILERS = ("numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink", "numpy")
+COMPILERS = ("numba-cuda", "numba", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink", "numpy")
 _NAME = re.compile(r"cuda-[0-9a-f]{24}")
 _UNUSED = 30 * 86400.0  # seconds after which another version's directory goes
 _lock = threading.Lock()

@@ -13,11 +13,13 @@ import numpy as np
 from llvmlite import ir
 from numba import cuda as numba_cuda
 from numba.cuda import types as numba_types
+from numba.cuda.cudadrv import nvrtc as numba_nvrtc
 from numba.cuda.extending import intrinsic
 
 # Numba's own package of that name, which type checkers see, has less in it.
 cuda: Any = numba_cuda
 types: Any = numba_types
+nvrtc: Any = numba_nvrtc
 
 Capability = tuple[int, int]
 
@@ -53,6 +55,16 @@ def ptx(
         abi_info={"abi_name": name},
     )
     return str(text)
+
+
+def target(capability: Capability) -> tuple[Capability, bool]:
+    """(the capability to compile for, does its machine code run on a device of this one).
+
+    Machine code runs on later devices of the same major version. For a generation that this compiler does not
+    know there is its newest PTX, which the driver compiles.
+    """
+    known = max(each for each in nvrtc.get_supported_ccs() if each <= capability)
+    return known, known[0] == capability[0]
 
 
 def link(text: str, capability: Capability) -> bytes:
@@ -310,7 +322,8 @@ def _cluster_barrier(typing: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         text = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;"
-        builder.call(_assembly(text, "~{memory}", ir.VoidType(), effects=True), [])
+        barrier = _assembly(text, "~{memory}", ir.VoidType(), effects=True)
+        builder.call(barrier, [], attrs=("convergent",))  # in one place, also behind a branch before it
         return context.get_dummy_value()
 
     return types.void(), codegen

@@ -17,6 +17,7 @@ from sce.backend import Answer, Array, Problem
 
 on_device: bool = False
 debug: bool = True
+takes_binary: bool = True
 
 LARGEST = 1 << 13  # logits: some seconds
 
@@ -56,9 +57,6 @@ class Machine:
 
     def memory(self, n: int, dtype: str) -> Array:
         return np.full(n, np.nan if dtype.startswith("float") else -1, dtype)
-
-    def upload(self, x: Array) -> Array:
-        return x
 
     def run(self, launch: Any, values: Mapping[str, Any]) -> None:
         from . import kernels

@@ -24,9 +24,6 @@ class Machine(Protocol):
     def memory(self, n: int, dtype: str) -> Array:
         """New memory for this call, not initialised."""
 
-    def upload(self, x: Array) -> Array:
-        """A small host vector, contiguous, in its memory."""
-
     def run(self, launch: Launch, values: Mapping[str, Any]) -> None:
         """Launch a kernel; `values` has its arguments by name: arrays, numbers, None for no memory."""
 
@@ -38,7 +35,9 @@ def execute(problem: Problem, answer: Answer, machine: Machine) -> None:
         return
     total = total_weight(problem, machine) if problem.own_denominator else None
     sums: dict[str, Array] = {}
-    if plan.takes_rows(problem, answer):
+    if problem.binary:
+        _run_binary(problem, answer, machine, total)
+    elif plan.takes_rows(problem, answer):
         if problem.reduce and answer.loss is not None:
             sums["loss"] = machine.memory(2 * problem.rows, plan.computed(problem))
         _run_rows(problem, answer, machine, sums, total)
@@ -64,7 +63,7 @@ def _of_no_rows(problem: Problem, answer: Answer, machine: Machine) -> None:
 
 def total_weight(problem: Problem, machine: Machine) -> Array:
     """The denominator of a mean, found on the device and left there: (1,) float64."""
-    launch = plan.survey(problem)
+    launch = plan.binary_survey(problem) if problem.binary else plan.survey(problem)
     values = _surveyed(problem, launch, machine)
     machine.run(launch, values)
     into = machine.memory(1, "float64")
@@ -74,26 +73,45 @@ def total_weight(problem: Problem, machine: Machine) -> Array:
 
 def illegal(problem: Problem, machine: Machine, download: Callable[[Array], Array]) -> Illegal:
     """The first illegal label and weights: a small kernel, whose findings are read back."""
+    found = survey(problem, machine)
+    return Illegal() if found is None else verdict(problem, download(found), download)
+
+
+def survey(problem: Problem, machine: Machine) -> Array | None:
+    """Where labels and weights are illegal, by blocks of survey.py. None if nothing can be."""
     if not _can_be_illegal(problem) or not problem.rows:
-        return Illegal()
-    launch = plan.survey(problem)
+        return None
+    launch = plan.binary_survey(problem) if problem.binary else plan.survey(problem)
     values = _surveyed(problem, launch, machine)
     machine.run(launch, values)
-    found = download(values["found"]).reshape(-1, FOUND_BAD)
-    label, sample, of_class, bias = (int(next((i for i in part if i >= 0), -1)) for part in found.T)
+    found: Array = values["found"]
+    return found
+
+
+def verdict(problem: Problem, found: Array, download: Callable[[Array], Array]) -> Illegal:
+    """The first of what the blocks found, and that label."""
+    first = found.reshape(-1, FOUND_BAD)
+    label, sample, of_class, bias = (int(next((i for i in part if i >= 0), -1)) for part in first.T)
     value = 0
     if label >= 0 and problem.labels is not None:
-        value = int(download(problem.labels[label : label + 1])[0])
+        labels = problem.labels.reshape(-1, 1) if not problem.binary else problem.labels
+        a, b = divmod(label, labels.shape[1])
+        value = int(download(labels[a, b].reshape(1))[0])
     return Illegal(label, value, sample, of_class, bias)
 
 
 def _can_be_illegal(problem: Problem) -> bool:
     given = (problem.labels, problem.class_weight, problem.sample_weight, problem.logit_bias)
-    return any(x is not None for x in given)
+    return any(x is not None for x in given) or isinstance(problem.pos_weight, np.ndarray)
 
 
 def _surveyed(problem: Problem, launch: Launch, machine: Machine) -> dict[str, Any]:
-    """The arguments of survey.py."""
+    """The arguments of survey.py, or of binary_survey.py."""
+    if problem.binary:
+        return _elements(problem, Answer()) | {
+            "found": machine.memory(FOUND_BAD * launch.blocks, "int64"),
+            "sums": machine.memory(2 * launch.blocks, "float64"),
+        }
     return {
         "labels": problem.labels,
         "class_weight": problem.class_weight,
@@ -135,6 +153,7 @@ def _run_rows(
         ("of_loss", unit),
         ("of_grad", of_grad * unit),
         ("over_t", 1.0 / problem.temperature),
+        ("lam", problem.z_loss),
     ):
         values[name], values[f"{name}_tail"] = plan.words(factor, real)
     if plan.scaled(problem):
@@ -155,15 +174,64 @@ def _run_rows(
         machine.run(launch, values)
 
 
+def _run_binary(problem: Problem, answer: Answer, machine: Machine, total: Array | None) -> None:
+    """The launch of binary.py, and the sum of what its blocks leave."""
+    launch = plan.binary(problem, answer)
+    t, real = problem.temperature, launch.spec.real  # type: ignore[union-attr]
+    factors = {
+        "unit": 1.0 / problem.denominator if problem.denominator else 0.0,
+        "of_grad": problem.grad_scale / t,
+        "of_hess": problem.hess_scale / t / t,
+        "over_t": 1.0 / t,
+        "keep": 1.0 - problem.label_smoothing,
+        "spread": problem.label_smoothing / 2,
+        "positive": problem.pos_weight if isinstance(problem.pos_weight, float) else 1.0,
+    }
+    values = _elements(problem, answer) | {"loss": answer.loss, "total": total}
+    values["hess_min"] = 0.0 if problem.hess_min is None else problem.hess_min
+    for name, factor in factors.items():
+        values[name], values[f"{name}_tail"] = plan.words(factor, real)
+    into = answer.loss if problem.reduce else None
+    if into is not None:
+        values["loss"] = machine.memory(2 * launch.blocks, real)
+    machine.run(launch, values)
+    if into is not None:
+        _add_up(problem, values["loss"], launch.blocks, True, into, total, machine)
+
+
+def _elements(problem: Problem, answer: Answer) -> dict[str, Any]:
+    """What the kernels of binary problems are told of their arrays."""
+    found: dict[str, Any] = {
+        "n": problem.rows,
+        "inner": problem.logits.shape[1],
+        "ignored": problem.ignore_index or 0,
+    }
+    arrays = {
+        "logits": problem.logits,
+        "target": problem.distribution if problem.labels is None else problem.labels,
+        "sample_weight": problem.sample_weight,
+        "pos_weight": problem.pos_weight if isinstance(problem.pos_weight, np.ndarray) else None,
+        "grad": answer.grad,
+        "hess_diag": answer.hess_diag,
+    }
+    for name, x in arrays.items():
+        found[name] = x
+        found[f"{name}_a"], found[f"{name}_b"], _ = plan.strides(x)
+    return found
+
+
 def _general(problem: Problem, answer: Answer, machine: Machine) -> dict[str, Any]:
     """The arguments of general.py."""
     values: dict[str, Any] = {}
     matrices = {
         "logits": problem.logits,
         "soft": problem.distribution,
+        "direction": problem.direction,
         "grad": answer.grad,
         "hess_diag": answer.hess_diag,
         "log_softmax": answer.log_softmax,
+        "hvp": answer.hvp,
+        "log_softmax_jvp": answer.log_softmax_jvp,
     }
     for name, x in matrices.items():
         values[name] = x
@@ -186,6 +254,8 @@ def _general(problem: Problem, answer: Answer, machine: Machine) -> dict[str, An
         "lam": problem.z_loss,
         "denominator": problem.denominator,
         "grad_scale": problem.grad_scale,
+        "hess_scale": problem.hess_scale,
+        "hess_min": -np.inf if problem.hess_min is None else problem.hess_min,
     }
     return values
 

@@ -21,11 +21,12 @@ class General(NamedTuple):
 
     logits: str
     soft: str  # of the distribution
+    direction: str
     labels: str
     class_weight: str
     sample_weight: str
     bias: str
-    grad: str
+    grad: str  # also of the other matrices but the Hessian's diagonal
     loss: str  # also of the other values of a row
     of_sum: str  # the dtype of a row's loss and z-loss: float64 where they are summed
     target: str
@@ -40,20 +41,21 @@ class General(NamedTuple):
     rows: int  # of a block
 
 
-MATRICES = ("logits", "soft", "grad", "hess_diag", "log_softmax")
+MATRICES = ("logits", "soft", "direction", "grad", "hess_diag", "log_softmax", "hvp", "log_softmax_jvp")
 VECTORS = (
     "labels", "class_weight", "sample_weight", "bias", "total",
     "loss", "z_loss", "lse", "log_prob", "entropy", "argmax", "correct",
 )  # fmt: skip
 INTEGERS = ("n", "inner", "classes", "ignored")
-FLOATS = ("smoothing", "temperature", "cap", "lam", "denominator", "grad_scale")
+FLOATS = ("smoothing", "temperature", "cap", "lam", "denominator", "grad_scale", "hess_scale", "hess_min")
 
 
 def arguments(spec: General) -> tuple[tuple[str, str], ...]:
     """The kernel's arguments in order: name, and the dtype of what it points at, or int64 or float64."""
     of = {
-        "logits": spec.logits, "soft": spec.soft, "grad": spec.grad, "hess_diag": spec.logits,
-        "log_softmax": spec.grad, "labels": spec.labels, "class_weight": spec.class_weight,
+        "logits": spec.logits, "soft": spec.soft, "direction": spec.direction, "grad": spec.grad,
+        "hess_diag": spec.logits, "log_softmax": spec.grad, "hvp": spec.grad, "log_softmax_jvp": spec.grad,
+        "labels": spec.labels, "class_weight": spec.class_weight,
         "sample_weight": spec.sample_weight, "bias": spec.bias, "total": "float64", "loss": spec.of_sum,
         "z_loss": spec.of_sum, "argmax": "int64", "correct": "uint8",
     }  # fmt: skip
@@ -74,7 +76,7 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
     lanes, rows_of_block = spec.lanes, spec.rows
     inf, nan = np.inf, np.nan
     read = d.reader(spec.logits, np.float64)
-    read_soft = d.reader(spec.soft, np.float64)
+    read_soft, read_v = d.reader(spec.soft, np.float64), d.reader(spec.direction, np.float64)
     read_label = d.reader(spec.labels, np.int64)
     read_class, read_sample = (d.reader(x, np.float64) for x in (spec.class_weight, spec.sample_weight))
     read_bias = d.reader(spec.bias, np.float64)
@@ -91,7 +93,10 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
     wants_hess, wants_log, wants_lse = "hess_diag" in wants, "log_softmax" in wants, "lse" in wants
     wants_prob, wants_entropy = "log_prob" in wants, "entropy" in wants
     wants_argmax, wants_correct = "argmax" in wants, "correct" in wants
-    writes = wants_grad or wants_hess or wants_log
+    wants_hvp, wants_jvp = "hvp" in wants, "log_softmax_jvp" in wants
+    along = wants_hvp or wants_jvp
+    writes = wants_grad or wants_hess or wants_log or along
+    wide = spec.logits == "float64"
 
     @d.inline
     def transform(v, bias, k, temperature, cap):
@@ -104,10 +109,37 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
         return z
 
     @d.inline
+    def bend(v, temperature, cap):
+        """1 - tanh^2 of a logit under the soft cap."""
+        c = cosh(v / temperature / cap)
+        return 1.0 / (c * c)
+
+    @d.inline
+    def along_v(v, at, x, x_at, temperature, cap):
+        """w = v dz/dx; without a soft cap the slope is one number, which is left to the end."""
+        w = read_v(v, at)
+        if capped:  # not fused: w_t - w_t is 0
+            w = times(w, bend(read(x, x_at), temperature, cap) / temperature)
+        return w
+
+    @d.inline
     def gap(z, top):
         """z - top and its rounding error, 0 where that is infinite."""
         h, t = two_sum(z, -top)
         return h, t if abs(h) < inf else 0.0
+
+    @d.inline
+    def gaps(m, top_at, lane, classes, top, x, x_at, x_c, v, v_at, v_c, bias, temperature, cap):
+        """This lane's part of the sum over k != t of exp(z_k - top) (m - w_k)."""
+        found_h, found_t = 0.0, 0.0
+        k = np.int64(lane)
+        while k < classes:
+            if k != top_at:
+                h, t = gap(transform(read(x, x_at + k * x_c), bias, k, temperature, cap), top)
+                w = along_v(v, v_at + k * v_c, x, x_at + k * x_c, temperature, cap)
+                found_h, found_t = accumulate(found_h, found_t, times(exp(h) * (1.0 + t), m - w))
+            k += lanes
+        return found_h, found_t
 
     @d.inline
     def mass_of(y, k, class_weight, keep, spread):
@@ -118,9 +150,10 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
         return q
 
     def general(
-        x, x_a, x_b, x_c, y, y_a, y_b, y_c, g, g_a, g_b, g_c, hess, h_a, h_b, h_c, logp, l_a, l_b, l_c,
-        labels, class_weight, sample_weight, bias, total, loss, z_loss, lse, log_prob, entropy, argmax,
-        correct, n, inner, classes, ignored, smoothing, temperature, cap, lam, denominator, grad_scale,
+        x, x_a, x_b, x_c, y, y_a, y_b, y_c, v, v_a, v_b, v_c, g, g_a, g_b, g_c, hess, h_a, h_b, h_c,
+        logp, l_a, l_b, l_c, hv, hv_a, hv_b, hv_c, jvp, j_a, j_b, j_c, labels, class_weight, sample_weight,
+        bias, total, loss, z_loss, lse, log_prob, entropy, argmax, correct, n, inner, classes, ignored,
+        smoothing, temperature, cap, lam, denominator, grad_scale, hess_scale, hess_min,
     ):  # fmt: skip
         thread = cuda.threadIdx.x
         lane = thread % lanes
@@ -129,7 +162,7 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
         if not active:  # it keeps the others company, and writes nothing
             row = n - 1
         a, b = row // inner, row % inner
-        x_at, y_at = a * x_a + b * x_b, a * y_a + b * y_b
+        x_at, y_at, v_at = a * x_a + b * x_b, a * y_a + b * y_b, a * v_a + b * v_b
         keep, spread = 1.0 - smoothing, smoothing / classes
 
         # The target, and the row's scale s = u / D.
@@ -153,10 +186,10 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
         top_key, at, y_key, y_best = -inf, classes, -inf, classes
         k = np.int64(lane)
         while k < classes:
-            v = read(x, x_at + k * x_c)
+            key = read(x, x_at + k * x_c)
             if biased:
-                v = transform(v, bias, k, temperature, cap)
-            top_key, at = better(top_key, at, v, k)
+                key = transform(key, bias, k, temperature, cap)
+            top_key, at = better(top_key, at, key, k)
             if soft and wants_correct:
                 y_key, y_best = better(y_key, y_best, read_soft(y, y_at + k * y_c), k)
             k += lanes
@@ -234,6 +267,34 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
         if lam != 0.0:
             z_slope, of_z = 2.0 * lam * row_lse, lam * row_lse * row_lse
 
+        # w_k - p.w = (w_k - m) + sum_j p_j (m - w_j), where m is w_t, so that the maximum's term is 0. In
+        # float64 only where that has half of the probability, else the w nearest to the mean: a w_t far from
+        # the others would cancel.
+        near, shift = 0.0, 0.0
+        if along:
+            w_t = along_v(v, v_at + at * v_c, x, x_at + at * x_c, temperature, cap)
+            near = w_t
+            if wide and total_e > 2.0:
+                mean_h, mean_t = gaps(
+                    0.0, at, lane, classes, top, x, x_at, x_c, v, v_at, v_c, bias, temperature, cap
+                )
+                mean_h, mean_t = gather(mean_h, mean_t)
+                mean = (w_t - finish(mean_h, mean_t)) / total_e
+                closest, chosen = -inf, classes
+                k = np.int64(lane)
+                while k < classes:
+                    w = along_v(v, v_at + k * v_c, x, x_at + k * x_c, temperature, cap)
+                    closest, chosen = better(closest, chosen, -abs(w - mean), k)
+                    k += lanes
+                closest, chosen = best(closest, chosen)
+                near = along_v(v, v_at + chosen * v_c, x, x_at + chosen * x_c, temperature, cap)
+            shift_h, shift_t = gaps(
+                near, at, lane, classes, top, x, x_at, x_c, v, v_at, v_c, bias, temperature, cap
+            )
+            shift_h, shift_t = gather(shift_h, shift_t)
+            shift = (finish(shift_h, shift_t) + (near - w_t)) / total_e
+            shift += shift - shift  # NaN where w is not finite
+
         p_t, p_y = 1.0 / total_e, exp_y / total_e
         rest_of_t, rest_of_y = (rest + exp_y) / total_e, (rest + 1.0) / total_e
         if lanes <= 32:  # a shuffle orders no memory: the gradient may go over the logits
@@ -242,8 +303,8 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
             front = mass + q_t + q_y + spare
             k = np.int64(lane)
             while k < classes and active:
-                v = read(x, x_at + k * x_c)
-                z = transform(v, bias, k, temperature, cap)
+                logit = read(x, x_at + k * x_c)
+                z = transform(logit, bias, k, temperature, cap)
                 h, t = gap(z, top)
                 share = 0.0
                 if soft:
@@ -261,20 +322,36 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
                     others = front - q
                 slope, curve = 1.0 / temperature, 0.0
                 if capped:
-                    w = v / temperature / cap
-                    c = cosh(w)
-                    bend = 1.0 / (c * c)
-                    slope = bend / temperature
-                    curve = -2.0 * tanh(w) * bend / (temperature * temperature * cap)
+                    bent = bend(logit, temperature, cap)
+                    slope = bent / temperature
+                    curve = -2.0 * tanh(logit / temperature / cap) * bent / (temperature * temperature * cap)
                 dz = others * p - q * one_less + z_slope * p
                 if not known:
                     dz = nan
                 if wants_hess:
                     d2z = (front + z_slope) * p * one_less + 2.0 * lam * p * p
-                    value = s * (d2z * slope * slope + dz * curve) if s != 0.0 else 0.0
+                    value = 0.0
+                    if s != 0.0:
+                        value = s * (hess_scale * (d2z * slope * slope + dz * curve))
+                        if value < hess_min:
+                            value = hess_min
                     write_hess(hess, a * h_a + b * h_b + k * h_c, value)
                 if wants_log:
                     write_log(logp, a * l_a + b * l_b + k * l_c, (h - log_total) + t)
+                if along:
+                    direct = read_v(v, v_at + k * v_c)
+                    w = times(direct, slope) if capped else direct
+                    centred = (w - near) + shift
+                    if wants_hvp:
+                        product = (front + z_slope) * p * centred + 2.0 * lam * p * (near - shift)
+                        product = product * slope + dz * curve * direct if capped else product * slope * slope
+                        if not known:
+                            product = nan
+                        value = s * (hess_scale * product) if s != 0.0 else 0.0
+                        write_grad(hv, a * hv_a + b * hv_b + k * hv_c, value)
+                    if wants_jvp:
+                        value = centred if capped else centred * slope
+                        write_grad(jvp, a * j_a + b * j_b + k * j_c, value)
                 if wants_grad:
                     value = s * (grad_scale * (dz * slope)) if s != 0.0 else 0.0
                     write_grad(g, a * g_a + b * g_b + k * g_c, value)

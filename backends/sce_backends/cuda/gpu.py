@@ -5,99 +5,22 @@ execute.py's machine for a device; the emulator has the other one, in emulated.p
 
 from __future__ import annotations
 
-import importlib
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from functools import cache as remembered
+from functools import lru_cache, partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from sce.backend import Answer, Array, Illegal, Problem, memory_at
+from sce.backend import Answer, Array, BackendError, Illegal, Problem, arrays, memory_at
 
-from . import cache, kernels, plan
-from .execute import execute, illegal, total_weight
+from . import absence, cache, kernels, plan
+from .execute import execute, survey, total_weight, verdict
 from .plan import Device, Launch, Spec
+from .record import ALIGNED, Program, Recorder
 
-LEAST = (8, 0)  # compute capability: bfloat16 conversions and a maximum that keeps NaN
-INSTALL = "pip install 'sce[cuda]'"
 LEGACY = 1  # the handle of the default stream that waits for the others
-
-
-def absent() -> str | None:
-    """Why no kernel runs here, and what to install: packages, toolkit, driver, device, in this order."""
-    return _packages() or _toolkit() or _driver()
-
-
-def _packages() -> str | None:
-    for module, package in (("numba.cuda", "numba-cuda"), ("cuda.core", "cuda-core"), ("platformdirs",) * 2):
-        try:
-            found = importlib.import_module(module)
-        except ImportError as exc:
-            return f"the package {package} is missing ({exc}): {INSTALL}"
-        if module == "numba.cuda" and "numba_cuda" not in (found.__file__ or ""):
-            return f"numba.cuda is Numba's own, which compiles nothing without a driver: {INSTALL}"
-    return None
-
-
-def _toolkit() -> str | None:
-    from cuda import pathfinder
-
-    for library, part in (("nvvm", "nvvm"), ("nvJitLink", "nvjitlink")):
-        try:
-            pathfinder.load_nvidia_dynamic_lib(library)
-        except Exception as exc:
-            return (
-                f"the compiler's library {library} does not load ({type(exc).__name__}): {INSTALL}, or"
-                f" pip install 'cuda-toolkit[{part}]==13.0.*'"
-            )
-    return None
-
-
-def _driver() -> str | None:
-    from cuda.bindings import driver
-
-    try:
-        (status,) = driver.cuInit(0)
-    except Exception:
-        return "no NVIDIA driver: libcuda does not load. Install the driver of your GPU, 580 or newer."
-    if status == driver.CUresult.CUDA_ERROR_NO_DEVICE:
-        return "the NVIDIA driver sees no device: is CUDA_VISIBLE_DEVICES empty, or the GPU not passed on?"
-    if status != driver.CUresult.CUDA_SUCCESS:
-        return f"the NVIDIA driver does not start: {status.name}."
-    _, number = driver.cuDriverGetVersion()
-    _, count = driver.cuDeviceGetCount()
-    return mismatch(number, toolkit(), [_capability(driver, i) for i in range(count)])
-
-
-def _capability(driver: Any, index: int) -> tuple[int, int]:
-    _, device = driver.cuDeviceGet(index)
-    kind = driver.CUdevice_attribute
-    names = ("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR", "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
-    major, minor = (driver.cuDeviceGetAttribute(getattr(kind, name), device)[1] for name in names)
-    return int(major), int(minor)
-
-
-def mismatch(driver: int, toolkit: int, capabilities: list[tuple[int, int]]) -> str | None:
-    """Why driver and devices do not run what the toolkit makes. Versions as CUDA numbers them: 13000."""
-    if not capabilities:
-        return "the NVIDIA driver sees no device: is CUDA_VISIBLE_DEVICES empty, or the GPU not passed on?"
-    if driver // 1000 < toolkit // 1000:
-        have, need = (f"{n // 1000}.{n % 1000 // 10}" for n in (driver, toolkit))
-        return (
-            f"the NVIDIA driver is for CUDA {have}, the installed compiler makes code for CUDA {need}: update"
-            " the driver to 580 or newer."
-        )
-    best = max(capabilities)
-    if best < LEAST:
-        have, need = (f"{major}.{minor}" for major, minor in (best, LEAST))
-        return f"compute capability {have}: the kernels need {need} (Ampere) or newer."
-    return None
-
-
-def toolkit() -> int:
-    """The CUDA version of the installed compiler, as CUDA numbers it."""
-    major, minor, *_ = (cache.versions()["nvidia-nvvm"] + ".0").split(".")
-    return 1000 * int(major) + 10 * int(minor) if major.isdigit() else 13000
 
 
 def compiled(spec: Spec, capability: tuple[int, int], bounds: tuple[int, int]) -> bytes:
@@ -105,123 +28,240 @@ def compiled(spec: Spec, capability: tuple[int, int], bounds: tuple[int, int]) -
     from . import compile as compiler
 
     kernel = kernels.make(compiler.words(), spec)
-    text = compiler.ptx(kernel, kernels.arguments(spec), kernels.name(spec), capability, bounds)
-    return compiler.link(text, capability)
+    target, binary = compiler.target(capability)
+    text = compiler.ptx(kernel, kernels.arguments(spec), kernels.name(spec), target, bounds)
+    return compiler.link(text, target) if binary else text.encode()
 
 
-INPUTS = ("logits", "labels", "distribution", "class_weight", "sample_weight", "logit_bias")
+class Gpu:
+    """A device, once in a process: its primary context, which libraries use too, its memory, its kernels."""
 
-_loaded: dict[Any, Any] = {}
-_devices = threading.local()
-
-
-class Stream:
-    """A stream by its handle, for cuda.core."""
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
-
-
-class Machine:
-    """A device and a stream on it. What a call allocates goes back when the stream has come that far."""
-
-    def __init__(self, index: int, handle: int) -> None:
-        from cuda.core import Device as CudaDevice
-
-        self.gpu: Any = CudaDevice(index)
-        self._before = current()
-        self.gpu.set_current()
-        self.index, self.stream = index, self.gpu.create_stream(Stream(handle))
-        self.device = _facts(self.gpu, index)
-        self._buffers: list[Any] = []
-        self._kept: list[Any] = []  # host memory that copies under way read
-
-    def close(self) -> None:
-        """Give back what the call allocated, and the thread's current device."""
-        from cuda.core import Device as CudaDevice
-
-        for buffer in self._buffers:
-            buffer.close(self.stream)
-        self._buffers = []
-        if self._before != self.index:
-            CudaDevice(self._before).set_current()
-
-    def memory(self, n: int, dtype: str) -> Array:
-        size = max(1, n) * np.dtype(dtype).itemsize
-        buffer = self.gpu.allocate(size, stream=self.stream)
-        self._buffers.append(buffer)
-        return memory_at(int(buffer.handle), (n,), np.dtype(dtype))
-
-    def upload(self, x: Array) -> Array:
-        """A contiguous copy of a host array on the device."""
+    def __init__(self, index: int) -> None:
         from cuda.bindings import driver
+        from cuda.core import Device as CudaDevice
 
-        x = np.ascontiguousarray(x)
-        self._kept.append(x)
-        raw = self.memory(x.nbytes, "uint8")
-        at = plan.address(raw)
-        _checked(driver.cuMemcpyHtoDAsync(at, x.ctypes.data, x.nbytes, int(self.stream.handle)))
-        return memory_at(at, x.shape, x.dtype)
+        gpu: Any = CudaDevice(index)
+        major, minor = gpu.compute_capability
+        self.index = index
+        self.device = Device((int(major), int(minor)), int(gpu.properties.multiprocessor_count))
+        if why := absence.too_old(self.device.capability):
+            raise BackendError(f"device {index} ({gpu.name}): {why}")
+        self._driver: Any = driver
+        self._context = checked(driver.cuDevicePrimaryCtxRetain(checked(driver.cuDeviceGet(index))))
+        self._where = int(self._context)
+        self._kernels: dict[Any, Any] = {}
+        self.memory: Any = gpu.memory_resource
 
-    def download(self, x: Array) -> Array:
+    def enter(self) -> bool:
+        """Make it the thread's current device. True: `leave` has to be called.
+
+        Not by cuda.core's set_current: what is current may be another context than a primary one, or none.
+        """
+        if int(checked(self._driver.cuCtxGetCurrent())) == self._where:
+            return False
+        checked(self._driver.cuCtxPushCurrent(self._context))
+        return True
+
+    def leave(self) -> None:
+        checked(self._driver.cuCtxPopCurrent())
+
+    def kernel(self, launch: Launch) -> Any:
+        """Compiled, or from the disk, and loaded once."""
+        key = launch.spec, launch.threads
+        if key not in self._kernels:
+            from cuda.core import ObjectCode
+
+            code = cache.cubin(launch.spec, self.device.capability, plan.bounds(launch), compiled)
+            name = kernels.name(launch.spec)
+            load = ObjectCode.from_cubin if code.startswith(b"\x7fELF") else ObjectCode.from_ptx
+            self._kernels[key] = load(code, name=name).get_kernel(name)
+        return self._kernels[key]
+
+    def download(self, x: Array, stream: Any) -> Array:
         """A contiguous array of the device, once the stream has come that far. Waits for it."""
-        from cuda.bindings import driver
-
         into = np.empty(x.shape, x.dtype)
-        _checked(
-            driver.cuMemcpyDtoHAsync(into.ctypes.data, plan.address(x), x.nbytes, int(self.stream.handle))
-        )
-        self.stream.sync()
+        handle = int(stream.handle)
+        checked(self._driver.cuMemcpyDtoHAsync(into.ctypes.data, plan.address(x), x.nbytes, handle))
+        stream.sync()
         return into
 
-    def run(self, launch: Launch, values: Mapping[str, Any]) -> None:
+    def upload(self, x: Array, at: int, stream: Any) -> None:
+        """Copy a contiguous host array. The driver has read what is not pinned before it returns."""
+        checked(self._driver.cuMemcpyHtoDAsync(at, x.ctypes.data, x.nbytes, int(stream.handle)))
+
+    def refuse_capture(self, stream: Any) -> None:
+        """Nothing can be waited for while a stream is recorded into a graph."""
+        status, mode = self._driver.cuStreamIsCapturing(int(stream.handle))
+        if status != 0 or int(mode) != 0:
+            raise BackendError(
+                "the stream is being captured into a graph, so nothing can be read back from the device:"
+                " pass validate=False, and do not ask for the denominator."
+            )
+
+
+@remembered
+def _gpu(index: int) -> Gpu:
+    return Gpu(index)
+
+
+def device(index: int) -> Gpu:
+    if absence.forked:
+        raise BackendError(absence.FORKED)
+    return _gpu(index)
+
+
+@lru_cache(maxsize=256)
+def stream_of(index: int, handle: int) -> Any:
+    """cuda.core's stream of a handle on a device. It owns nothing, and knows no more than these two."""
+    from cuda.core import Stream as CudaStream
+
+    return CudaStream.from_handle(handle)
+
+
+class Played:
+    """A program on a device: kernels loaded, arguments packed."""
+
+    def __init__(self, gpu: Gpu, program: Program) -> None:
         from cuda.core import LaunchConfig
         from cuda.core import launch as start
 
-        kernel = _kernel(self.index, self.device, launch)
-        clusters = {"cluster": launch.cluster} if launch.cluster > 1 else {}
-        config = LaunchConfig(grid=launch.blocks // launch.cluster, block=launch.threads, **clusters)
-        found = [packed(kind, values[name]) for name, kind in kernels.arguments(launch.spec)]
-        start(self.stream, config, kernel, *found)
+        self._gpu, self._start, self._scratch = gpu, start, program.scratch
+        self._steps = []
+        entered = gpu.enter()
+        try:
+            for step in program.steps:
+                launch = step.launch
+                shape: dict[str, int] = {"grid": launch.blocks // launch.cluster, "block": launch.threads}
+                if launch.cluster > 1:
+                    shape["cluster"] = launch.cluster
+                make = partial(LaunchConfig, **shape)
+                # With a cluster, each launch changes its config, while another thread's may be on.
+                config = None if launch.cluster > 1 else make()
+                self._steps.append((gpu.kernel(launch), config, make, step.arguments, step.places))
+        finally:
+            if entered:
+                gpu.leave()
+
+    def play(self, at: Sequence[int], stream: Any, read: Callable[[int], Any] | None = None) -> Any:
+        """Launch everything; `read` gets the address of the scratch memory, before that goes back."""
+        if absence.forked:
+            raise BackendError(absence.FORKED)
+        start, gpu = self._start, self._gpu
+        entered, memory = gpu.enter(), None
+        try:
+            if self._scratch:  # in the order of the stream: it goes back when the stream has come that far
+                memory = gpu.memory.allocate(self._scratch, stream=stream)
+                at = [*at, int(memory.handle)]
+            for kernel, config, make, arguments, places in self._steps:
+                found = [*arguments]
+                for i, array, offset in places:
+                    found[i] = at[array] + offset
+                start(stream, config or make(), kernel, *found)
+            return None if read is None else read(at[-1])
+        finally:
+            if memory is not None:
+                memory.close(stream)
+            if entered:
+                gpu.leave()
 
 
-def packed(kind: str, value: Any) -> Any:
-    """A kernel's argument as cuda.core takes it: addresses and integers of 64 bits, floats by their type."""
-    if kind.startswith("*"):
-        return 0 if value is None else plan.address(value)
-    if kind == "float32":
-        return np.float32(value)
-    return int(value) if kind == "int64" else float(value)
+class Bound:
+    """A problem on a device, for all arrays that are alike. sce/backend.py says what it does."""
+
+    def __init__(self, problem: Problem, answer: Answer) -> None:
+        self._gpu = device(problem.device)
+        self._problem, self._answer = problem, answer
+        self._played: Played | None = None
+        self._survey: tuple[Played, Array, int, int | None] | None = None
+
+    def run(self, at: Sequence[int], stream: int) -> None:
+        if self._played is None:
+            recorder = Recorder(self._problem, self._answer, self._gpu.device)
+            execute(self._problem, self._answer, recorder)
+            self._played = Played(self._gpu, recorder.program())
+        on = stream_of(self._gpu.index, stream)
+        self._played.play(at, on)
+        if self._problem.wait:
+            on.sync()
+
+    def inspect(self, at: Sequence[int], stream: int) -> Illegal:
+        if self._survey is None:
+            recorder = Recorder(self._problem, self._answer, self._gpu.device)
+            if (found := survey(self._problem, recorder)) is None:
+                return Illegal()
+            labels = None if self._problem.labels is None else recorder.place(self._problem.labels)[0]
+            self._survey = Played(self._gpu, recorder.program()), found, recorder.place(found)[1], labels
+        played, found, offset, labels = self._survey
+        on = stream_of(self._gpu.index, stream)
+        self._gpu.refuse_capture(on)
+
+        def read(scratch: int) -> Illegal:
+            there = self._problem
+            if there.labels is not None and labels is not None:
+                x = memory_at(at[labels], there.labels.shape, there.labels.dtype, there.labels.strides)
+                there = there._replace(labels=x)
+            down = partial(self._gpu.download, stream=on)
+            return verdict(there, down(memory_at(scratch + offset, found.shape, found.dtype)), down)
+
+        illegal: Illegal = played.play(at, on, read)
+        return illegal
 
 
-def _kernel(index: int, device: Device, launch: Launch) -> Any:
-    """Loaded once per device and process."""
-    key = index, launch.spec, launch.threads
-    if key not in _loaded:
-        from cuda.core import ObjectCode
+def weigh(problem: Problem) -> float:
+    """The denominator of a mean. Waits for the device."""
+    gpu = device(problem.device)
+    recorder = Recorder(problem, Answer(), gpu.device)
+    offset = recorder.place(total_weight(problem, recorder))[1]
+    on = stream_of(gpu.index, problem.stream)
+    gpu.refuse_capture(on)
+    at = [plan.address(x) for x in arrays(problem, Answer()).values()]
 
-        code = cache.cubin(launch.spec, device.capability, plan.bounds(launch), compiled)
-        name = kernels.name(launch.spec)
-        _loaded[key] = ObjectCode.from_cubin(code, name=name).get_kernel(name)
-    return _loaded[key]
+    def read(scratch: int) -> float:
+        return float(gpu.download(memory_at(scratch + offset, (1,), np.float64), on)[0])
 
-
-def _facts(gpu: Any, index: int) -> Device:
-    known = _devices.__dict__.setdefault("facts", {})
-    if index not in known:
-        major, minor = gpu.compute_capability
-        known[index] = Device((int(major), int(minor)), int(gpu.properties.multiprocessor_count))
-    found: Device = known[index]
+    found: float = Played(gpu, recorder.program()).play(at, on, read)
     return found
 
 
-def _checked(result: Any) -> None:
-    (status,) = result
+def run_on_host(problem: Problem, answer: Answer) -> None:
+    """By way of the current device: everything is copied there, and the answer back."""
+    gpu = device(current())
+    on = stream_of(gpu.index, LEGACY)
+    given = {name: np.ascontiguousarray(x) for name, x in arrays(problem, Answer()).items()}
+    wanted = {name: x for name, x in answer._asdict().items() if x is not None}
+    ends = [
+        *accumulate(-(-max(1, x.nbytes) // ALIGNED) * ALIGNED for x in (*given.values(), *wanted.values()))
+    ]
+    entered, memory = gpu.enter(), None
+    try:
+        memory = gpu.memory.allocate(ends[-1], stream=on)
+        at = [int(memory.handle) + begin for begin in (0, *ends[:-1])]
+        there: dict[str, Any] = {
+            name: memory_at(where, x.shape, x.dtype)
+            for (name, x), where in zip((given | wanted).items(), at, strict=True)
+        }
+        for name, x in given.items():
+            gpu.upload(x, plan.address(there[name]), on)
+        moved = problem._replace(**{name: there[name] for name in given})
+        placed = answer._replace(**{name: there[name] for name in wanted})
+        recorder = Recorder(moved, placed, gpu.device)
+        execute(moved, placed, recorder)
+        Played(gpu, recorder.program()).play(at, on)
+        for name, x in wanted.items():
+            x[...] = gpu.download(there[name], on)
+    finally:
+        if memory is not None:
+            memory.close(on)
+        if entered:
+            gpu.leave()
+
+
+def checked(result: Any) -> Any:
+    """What a function of the driver returns beside its status."""
+    status, *rest = result
     if status != 0:
-        raise RuntimeError(f"CUDA: {getattr(status, 'name', status)}.")
+        raise BackendError(f"CUDA: {getattr(status, 'name', status)}.")
+    return rest[0] if rest else None
 
 
 def current() -> int:
@@ -239,53 +279,6 @@ def described() -> list[str]:
     found = []
     for i in range(system.get_num_devices()):
         gpu: Any = CudaDevice(i)
-        facts = _facts(gpu, i)
-        found.append(f"{gpu.name}, sm_{facts.capability[0]}{facts.capability[1]}, {facts.processors} SMs")
+        major, minor = gpu.compute_capability
+        found.append(f"{gpu.name}, sm_{major}{minor}, {gpu.properties.multiprocessor_count} SMs")
     return found
-
-
-def run_on_device(problem: Problem, answer: Answer) -> None:
-    machine = Machine(problem.device, problem.stream)
-    try:
-        execute(problem, answer, machine)
-    finally:
-        machine.close()
-    if problem.wait:
-        machine.stream.sync()
-
-
-def inspect(problem: Problem) -> Illegal:
-    """The first illegal label and weights. Waits for the device."""
-    machine = Machine(problem.device, problem.stream)
-    try:
-        return illegal(problem, machine, machine.download)
-    finally:
-        machine.close()
-
-
-def weigh(problem: Problem) -> float:
-    """The denominator of a mean. Waits for the device."""
-    machine = Machine(problem.device, problem.stream)
-    try:
-        return float(machine.download(total_weight(problem, machine))[0])
-    finally:
-        machine.close()
-
-
-def run_on_host(problem: Problem, answer: Answer) -> None:
-    """By way of the current device: everything is copied there, and the answer back."""
-    machine = Machine(current(), LEGACY)
-    given = {name: x for name in INPUTS if (x := getattr(problem, name)) is not None}
-    try:
-        there: dict[str, Any] = {name: machine.upload(x) for name, x in given.items()}
-        moved = problem._replace(**there)
-        places: dict[str, Any] = {}
-        for name, x in answer._asdict().items():
-            if x is not None:
-                raw = machine.memory(x.nbytes, "uint8")
-                places[name] = memory_at(plan.address(raw), x.shape, x.dtype)
-        execute(moved, Answer(**places), machine)
-        for name, x in places.items():
-            getattr(answer, name)[...] = machine.download(x)
-    finally:
-        machine.close()

@@ -7,10 +7,12 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from . import general, rows, scales, survey, totals
+from . import binary, binary_survey, general, rows, scales, survey, totals
 from .plan import Spec
 
 _HOME: dict[type, Any] = {
+    binary.Binary: binary,
+    binary_survey.BinarySurvey: binary_survey,
     general.General: general,
     rows.Rows: rows,
     scales.Scales: scales,

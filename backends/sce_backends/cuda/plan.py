@@ -19,6 +19,9 @@ import numpy as np
 
 from sce.backend import Answer, Array, Problem
 
+from .binary import THREADS as BINARY_THREADS
+from .binary import VECTORS, Binary
+from .binary_survey import BinarySurvey
 from .general import General
 from .rows import Parts, Rows
 from .scales import THREADS as SCALE_THREADS
@@ -26,7 +29,7 @@ from .scales import Scales
 from .survey import Survey
 from .totals import CHUNK, THREADS, Totals
 
-Spec = General | Rows | Scales | Survey | Totals
+Spec = Binary | BinarySurvey | General | Rows | Scales | Survey | Totals
 
 
 class Launch(NamedTuple):
@@ -82,12 +85,14 @@ def takes_rows(problem: Problem, answer: Answer) -> bool:
         return False
     if problem.softcap is not None or problem.logit_bias is not None:
         return False
-    if problem.label_smoothing or problem.z_loss or problem.classes > _MOST:
+    if problem.classes > _MOST:
         return False
+    if problem.label_smoothing or (problem.z_loss and problem.class_weight is not None):
+        return False  # the weight of a class is in a row's scale, which is not the z-loss's
     if not all(runs(x) for x in (problem.logits, answer.grad) if x is not None):
         return False
     factors = [problem.temperature, problem.denominator]
-    factors += [problem.grad_scale] if problem.grad_scale else []
+    factors += [x for x in (problem.grad_scale, problem.z_loss) if x]
     product = problem.grad_scale / (problem.denominator or 1.0) / problem.temperature
     limit = 1e300 if problem.dtype == "float64" else _RANGE
     return all(1 / limit <= abs(x) <= limit for x in factors) and abs(product) <= limit
@@ -125,9 +130,21 @@ def vector(problem: Problem, answer: Answer) -> tuple[int, bool]:
     return 1, False
 
 
-def shape_of(rows: int, classes: int, width: int, edge: bool, size: int, device: Device) -> Shape:
-    """How threads share a row of logits that take `size` bytes in a register, `width` of them a vector."""
-    most_here = KEPT if width > 1 else KEPT_SINGLE
+def shape_of(
+    rows: int,
+    classes: int,
+    width: int,
+    edge: bool,
+    size: int,
+    device: Device,
+    wide: bool = True,
+    most: int = KEPT,
+) -> Shape:
+    """How threads share a row of logits that take `size` bytes in a register, `width` of them a vector.
+
+    A thread keeps `most` words of logits; `wide`, it may keep KEPT_WIDE of the longest rows'.
+    """
+    most_here = most if width > 1 else min(most, KEPT_SINGLE)
     kept, kept_wide = (words * 4 // size // width for words in (most_here, KEPT_WIDE))
     slots = -(-classes // width)
     lanes = 1 << max(0, -(-slots // kept) - 1).bit_length()  # few: what a row costs is paid by each of them
@@ -144,9 +161,13 @@ def shape_of(rows: int, classes: int, width: int, edge: bool, size: int, device:
                 return Shape("one", 1, threads, -(-slots // threads), 1, 1)
         if not clusters and slots <= WIDE_BLOCK * kept:
             return Shape("one", 1, WIDE_BLOCK, -(-slots // WIDE_BLOCK), 1, 1)
-        for threads, most in ((BLOCK, kept), (WIDE_BLOCK, kept), (WIDE_BLOCK, kept_wide)):
+        for threads, at_most in (
+            (BLOCK, kept),
+            (WIDE_BLOCK, kept),
+            (WIDE_BLOCK, kept_wide if wide else kept),
+        ):
             for blocks in (2, 4, CLUSTER):
-                if clusters and slots <= blocks * threads * most:
+                if clusters and slots <= blocks * threads * at_most:
                     vectors = -(-slots // (blocks * threads))
                     return Shape("cluster", blocks, threads, vectors, 1, blocks)
     vectors = kept
@@ -166,6 +187,7 @@ class _Facts(NamedTuple):
     loss: str
     vector: tuple[int, bool]
     tempered: bool
+    squared: bool
     scaled: bool
     ignores: bool
 
@@ -181,8 +203,9 @@ def rows(problem: Problem, answer: Answer, device: Device) -> list[Launch]:
         loss="" if answer.loss is None else "pairs" if problem.reduce else "rows",
         vector=vector(problem, answer),
         tempered=problem.temperature != 1.0,
+        squared=problem.z_loss != 0.0,
         scaled=scaled(problem),
-        ignores=problem.ignore_index is not None,
+        ignores=ignores(problem),
     )
     return _rows(facts, device, (BLOCK, WIDE_BLOCK, GROUP_THREADS, _LONG))
 
@@ -192,8 +215,12 @@ def _rows(facts: _Facts, device: Device, limits: tuple[int, ...]) -> list[Launch
     """`limits` are this module's, which tests change."""
     width, edge = facts.vector
     size = 8 if facts.logits == "float64" else 4
-    shape = shape_of(facts.rows, facts.classes, width, edge, size, device)
-    more = device.capability < (9, 0) or facts.tempered or facts.scaled
+    # For compute capability 10 the compiler unrolls no longer loop with a temperature: an array in memory.
+    short = facts.tempered and device.capability >= (10, 0)
+    most = (KEPT // 2 if size == 4 else KEPT // 4) if short else KEPT
+    wide = not (short or (facts.tempered and facts.squared))
+    shape = shape_of(facts.rows, facts.classes, width, edge, size, device, wide, most)
+    more = device.capability < (9, 0) or facts.tempered or facts.squared or facts.scaled
     spec = Rows(
         logits=facts.logits,
         grad=facts.grad,
@@ -207,6 +234,7 @@ def _rows(facts: _Facts, device: Device, limits: tuple[int, ...]) -> list[Launch
         edge=edge,
         groups=shape.groups,
         tempered=facts.tempered,
+        squared=facts.squared,
         scaled=facts.scaled,
         ignores=facts.ignores,
         blocks=blocks_of(shape, width, size, more),
@@ -230,6 +258,13 @@ def blocks_of(shape: Shape, width: int, size: int, more: bool) -> int:
     elif more or size == 8:
         registers = 80
     return max(1, (1 << 16) // (registers * shape.threads))
+
+
+def ignores(problem: Problem) -> bool:
+    """Can a label be the ignored one? Unsigned ones are never negative, but read as int64 the largest are."""
+    if problem.ignore_index is None or problem.labels is None:
+        return False
+    return problem.ignore_index >= 0 or problem.labels.dtype.kind == "i"
 
 
 def scaled(problem: Problem) -> bool:
@@ -264,7 +299,7 @@ def survey(problem: Problem) -> Launch:
         weighted=problem.class_weight is not None,
         sampled=problem.sample_weight is not None,
         biased=problem.logit_bias is not None,
-        ignores=problem.ignore_index is not None,
+        ignores=ignores(problem),
     )
     return Launch(spec, max(1, -(-problem.rows // CHUNK)), THREADS)
 
@@ -272,10 +307,14 @@ def survey(problem: Problem) -> Launch:
 def general(problem: Problem, answer: Answer) -> Launch:
     """The general kernel's launch."""
     lanes, groups = (BLOCK, 1) if problem.classes > _SHORT else (WARP, 1 if problem.rows < _FEW else 4)
-    matrix = next((x for x in (answer.grad, answer.log_softmax) if x is not None), problem.logits)
+    matrix = next(
+        (x for x in (answer.grad, answer.log_softmax, answer.hvp, answer.log_softmax_jvp) if x is not None),
+        problem.logits,
+    )
     spec = General(
         logits=problem.dtype,
         soft=_name(problem.distribution),
+        direction=_name(problem.direction),
         labels="int64" if problem.labels is None else _name(problem.labels),
         class_weight=_name(problem.class_weight),
         sample_weight=_name(problem.sample_weight),
@@ -289,12 +328,87 @@ def general(problem: Problem, answer: Answer) -> Launch:
         sampled=problem.sample_weight is not None,
         biased=problem.logit_bias is not None,
         capped=problem.softcap is not None,
-        ignores=problem.ignore_index is not None,
+        ignores=ignores(problem),
         device_total=problem.own_denominator,
         lanes=lanes,
         rows=groups,
     )
     return Launch(spec, -(-problem.rows // groups), lanes * groups)
+
+
+def binary(problem: Problem, answer: Answer) -> Launch:
+    """The launch of binary.py."""
+    x, grad, hess = problem.logits, answer.grad, answer.hess_diag
+    y = problem.distribution if problem.labels is None else problem.labels
+    u = problem.sample_weight
+    w = problem.pos_weight if isinstance(problem.pos_weight, np.ndarray) else None
+    matrices = [a for a in (x, y, grad, hess) if a is not None]
+    flat = all(a.flags.c_contiguous for a in matrices)
+    vectors = [a for a in (x, grad, hess) if a is not None]
+    real = _real_of_elements(problem)
+    smooth = problem.label_smoothing != 0.0 or (w is None and problem.pos_weight != 1.0)
+    # More than the plain loss is too long for the compiler to unroll, and computes longer than it reads.
+    plain = real == "float32" and u is None and w is None and hess is None
+    plain = plain and not smooth and problem.temperature == 1.0
+    width = 1
+    if (
+        plain
+        and flat
+        and len({a.itemsize for a in vectors}) == 1
+        and not any(address(a) % 16 for a in vectors)
+    ):
+        width = 16 // x.itemsize
+    spec = Binary(
+        real=real,
+        logits=problem.dtype,
+        target=_name(y),
+        sample_weight=_name(u),
+        pos_weight=_name(w),
+        grad="" if grad is None else _name(grad),
+        hess=hess is not None,
+        loss="" if answer.loss is None else "pairs" if problem.reduce else "rows",
+        width=width,
+        flat=flat,
+        labelled=problem.labels is not None,
+        sampled=u is not None,
+        weighted=w is not None,
+        smooth=smooth,
+        tempered=problem.temperature != 1.0,
+        ignores=ignores(problem),
+        floored=problem.hess_min is not None,
+        device_total=problem.own_denominator,
+        blocks=2 if real == "float64" or hess is not None else 3,
+    )
+    return Launch(spec, -(-problem.rows // (BINARY_THREADS * VECTORS[width] * width)), BINARY_THREADS)
+
+
+def _real_of_elements(problem: Problem) -> str:
+    """What binary.py computes in: float64 where float32 would lose digits or the range of a factor."""
+    weights = (problem.sample_weight, problem.pos_weight)
+    wide = {"float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+    if any(isinstance(a, np.ndarray) and dtype_name(a.dtype) in wide for a in weights):
+        return "float64"
+    t, d = problem.temperature, problem.denominator or 1.0
+    factors = [t, d, problem.grad_scale or 1.0, problem.hess_scale or 1.0, problem.hess_min or 1.0]
+    factors += [x for x in (problem.pos_weight,) if isinstance(x, float) and x]
+    factors += [problem.grad_scale / t / d or 1.0, problem.hess_scale / t / t / d or 1.0]
+    in_range = all(1 / _RANGE <= abs(x) <= _RANGE for x in factors)
+    return computed(problem) if in_range else "float64"
+
+
+def binary_survey(problem: Problem) -> Launch:
+    """The launch of binary_survey.py."""
+    w = problem.pos_weight if isinstance(problem.pos_weight, np.ndarray) else None
+    spec = BinarySurvey(
+        target=_name(problem.labels),
+        sample_weight=_name(problem.sample_weight),
+        pos_weight=_name(w),
+        labelled=problem.labels is not None,
+        sampled=problem.sample_weight is not None,
+        weighted=w is not None,
+        ignores=ignores(problem),
+    )
+    return Launch(spec, max(1, -(-problem.rows // CHUNK)), THREADS)
 
 
 def totals(count: int, values: str, pairs: bool, into: str, device_total: bool) -> list[Launch]:
@@ -309,7 +423,7 @@ def totals(count: int, values: str, pairs: bool, into: str, device_total: bool) 
 
 def bounds(launch: Launch) -> tuple[int, int]:
     """Threads of a block, and blocks that a processor shall have room for."""
-    return launch.threads, launch.spec.blocks if isinstance(launch.spec, Rows) else 1
+    return launch.threads, launch.spec.blocks if isinstance(launch.spec, Rows | Binary) else 1
 
 
 def computed(problem: Problem) -> str:

@@ -42,6 +42,7 @@ class Rows(NamedTuple):
     edge: bool
     groups: int  # of a block
     tempered: bool
+    squared: bool  # a z-loss
     scaled: bool  # the rows' scales come from memory
     ignores: bool
     blocks: int  # of a processor, for which registers must suffice
@@ -49,7 +50,10 @@ class Rows(NamedTuple):
 
 POINTERS = ("logits", "labels", "scales", "grad", "loss", "found")
 INTEGERS = ("n", "classes", "step", "grad_step", "ignored", "parts")
-FLOATS = ("of_loss", "of_loss_tail", "of_grad", "of_grad_tail", "over_t", "over_t_tail")
+FLOATS = (  # each in two words
+    "of_loss", "of_loss_tail", "of_grad", "of_grad_tail", "over_t", "over_t_tail",
+    "lam", "lam_tail",
+)  # fmt: skip
 FOUND = 4  # words that the first launch leaves of each part: top, R and its tail, the target's logit
 SCALES = (
     4  # words of a row's scale: two for the loss, two for the gradient; the last is NaN for a row left out
@@ -87,6 +91,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
     above = real(2)  # exp of half of ln 2 is less
     branch, single = d.branch, spec.grad in ("float16", "bfloat16")
     zero, one_real, nan, minus_inf = real(0), real(1), real(np.nan), real(-np.inf)
+    half_real = real(0.5)
     read, read_label = d.reader(spec.logits, real), d.reader(spec.labels, np.int64)
     read_word, write_word = (make(computes_in(spec.logits), real) for make in (d.reader, d.writer))
     fetch = d.fetcher(spec.logits, real)
@@ -97,6 +102,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
     half = vectors // 2 if kept > 32 else vectors  # the compiler unrolls no longer loop of so much
     wants_grad, wants_loss, pairs = bool(spec.grad), bool(spec.loss), spec.loss == "pairs"
     tempered, scaled, ignores = spec.tempered, spec.scaled, spec.ignores
+    squared = spec.squared
     first, second, in_cluster = spec.parts == "first", spec.parts == "second", spec.parts == "cluster"
     one, blocks_of_row = spec.parts == "one", spec.cluster
     halves = spec.cluster // 2
@@ -109,21 +115,32 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
         return z, fma(x, over_t, -z) + times(x, over_t_tail)
 
     @d.inline
-    def exp_of(x, base, shift_k, floor, over_t, over_t_tail):
-        """exp(z - base - k ln 2) of a logit; without a temperature the base is off it already."""
+    def pivot_of(top, over_t):
+        """`pivot` for a largest logit. A base is a logit, too: it comes off before the temperature."""
+        if tempered:
+            base, k = pivot(times(top, over_t))
+            if base != zero:
+                base = top
+        else:
+            base, k = pivot(top)
+        return base, k
+
+    @d.inline
+    def exp_of(x, shift_k, floor, over_t, over_t_tail):
+        """exp(z - k ln 2) of a logit less the base."""
         if tempered:
             z, tail = scaled_by(x, over_t, over_t_tail)
-            e = exponential_of_pair(z - base, tail, shift_k, floor)
+            e = exponential_of_pair(z, tail, shift_k, floor)
         else:
             e = exponential(x, zero, shift_k, floor)
         return e
 
     @d.inline
-    def exponentials(kept_here, first_one, last, r, r_tail, base, shift_k, floor, over_t, over_t_tail):
+    def exponentials(kept_here, first_one, last, r, r_tail, shift_k, floor, over_t, over_t_tail):
         """Of some vectors, in the registers of their logits; and onto their sum."""
         for q in range(first_one, last):
             for j in range(width):
-                e = exp_of(kept_here[q * width + j], base, shift_k, floor, over_t, over_t_tail)
+                e = exp_of(kept_here[q * width + j], shift_k, floor, over_t, over_t_tail)
                 kept_here[q * width + j] = e
                 if not second:  # finite, or the row's answer is NaN
                     r, error = fast_two_sum(r, e)
@@ -182,15 +199,16 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
         return top
 
     @d.inline
-    def merged_sum(found, place, parts, base, k):
+    def merged_sum(found, place, parts, base, k, over_t, over_t_tail):
         """The sum of the parts' R, each brought from its own pivot to this one."""
         h, t = zero, zero
         j = np.int64(cuda.threadIdx.x % WARP)
         while j < parts:
             at = (place + j) * FOUND
-            base_j, k_j = pivot(read_word(found, at))
+            base_j, k_j = pivot_of(read_word(found, at), over_t)
             shift_k, floor = shifted_by(k - k_j)
-            e = exponential(base_j - base, zero, shift_k, floor)  # a power of two where both bases are 0
+            # a power of two where both bases are 0
+            e = exp_of(base_j - base, shift_k, floor, over_t, over_t_tail)
             r, tail = read_word(found, at + 1), read_word(found, at + 2)
             if r != zero:  # a part of nothing but -inf has no pivot
                 h, t = add(h, t, times(r, e), times(tail, e))
@@ -202,17 +220,27 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
         return h, t
 
     @d.inline
-    def loss_of(r, r_tail, e, s, s_tail, z, z_tail, base, k):
-        """lse - z_y as a pair: log1p(R / E), or log S - (z_y - pivot) where E vanishes."""
+    def lse_of(h, t, s, s_tail, faded, of_y, tail, k):
+        """lse - base as a pair: log S + k ln 2; where S has faded, (lse - z_y) + (z_y - base)."""
+        if faded:
+            h, t = add(h, t, of_y, tail)
+        else:
+            h, t = log(s, s_tail)
+            p = times(k, ln2_h)
+            h, t = add(h, t, p, fma(k, ln2_h, -p) + times(k, ln2_t))
+        return h, t
+
+    @d.inline
+    def loss_of(r, r_tail, e, s, s_tail, z, z_tail, k):
+        """lse - z_y as a pair: log1p(R / E), or log S - (z_y - k ln 2) where E vanishes; z less the base."""
         if e >= low:
             q, q_tail = divide(r, r_tail, e, zero)
             h, t = log1p(q, q_tail)
         else:
             h, t = log(s, s_tail)
-            g, error = two_sum(z, -base)
             p = times(k, ln2_h)
-            g, more = two_sum(g, -p)
-            tail = (error + more) - (fma(k, ln2_h, -p) + times(k, ln2_t)) + z_tail
+            g, error = two_sum(z, -p)
+            tail = error - (fma(k, ln2_h, -p) + times(k, ln2_t)) + z_tail
             h, error = two_sum(h, -g)
             t = error + (t - tail)
         return h, t
@@ -220,6 +248,7 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
     def rows(
         x, labels, scales, grad, loss, found, n, classes, step, grad_step, ignored, parts,
         of_loss, of_loss_tail, of_grad, of_grad_tail, over_t, over_t_tail,
+        lam, lam_tail,
     ):  # fmt: skip
         thread = cuda.threadIdx.x
         lane = thread % lanes
@@ -306,32 +335,27 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
         own_top = top
         if top == minus_inf:
             top = x_y
-        if tempered:
-            top = times(top, over_t)
-            own_top = times(own_top, over_t)
 
         # The exponentials, in the registers of their logits, and their sum R.
-        base, k = pivot(top)
+        base, k = pivot_of(top, over_t)
         shift_k, floor = shifted_by(k)
-        if not tempered and base != zero:
+        if base != zero:
             for q in range(vectors):
                 for j in range(width):
                     kept_here[q * width + j] = kept_here[q * width + j] - base
             of_edge = of_edge - base
         # A sum that begins above all terms is never smaller than one: three operations find a rounding error.
         r, r_tail = above, zero
-        r, r_tail = exponentials(kept_here, 0, half, r, r_tail, base, shift_k, floor, over_t, over_t_tail)
+        r, r_tail = exponentials(kept_here, 0, half, r, r_tail, shift_k, floor, over_t, over_t_tail)
         if half < vectors:
-            r, r_tail = exponentials(
-                kept_here, half, vectors, r, r_tail, base, shift_k, floor, over_t, over_t_tail
-            )
+            r, r_tail = exponentials(kept_here, half, vectors, r, r_tail, shift_k, floor, over_t, over_t_tail)
         if edge:
-            of_edge = exp_of(of_edge, base, shift_k, floor, over_t, over_t_tail)
+            of_edge = exp_of(of_edge, shift_k, floor, over_t, over_t_tail)
             if not second:
                 r, error = fast_two_sum(r, of_edge)
                 r_tail = r_tail + error
         if second:
-            r, r_tail = merged_sum(found, row * parts, parts, base, k)
+            r, r_tail = merged_sum(found, row * parts, parts, base, k, over_t, over_t_tail)
         else:
             r, r_tail = fast_two_sum(r - above, r_tail)
             r, r_tail = gather(r, r_tail)
@@ -346,20 +370,22 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                 write_word(found, place + 3, x_y)
         else:
             # The target's exponential, E. Where it would overflow, the others fade instead.
-            z_y, z_tail = x_y, zero
+            z_y, z_tail = two_sum(x_y, -base)
             if tempered:
-                z_y, z_tail = scaled_by(x_y, over_t, over_t_tail)
+                error = times(z_tail, over_t)
+                z_y, z_tail = scaled_by(z_y, over_t, over_t_tail)
+                z_tail = z_tail + error
             most = (k + high) * ln2
-            of_y = z_y - base
+            of_y, tail_y = z_y, z_tail
             fade = one_real
             if of_y > most:
                 branch()
                 zero_shift, zero_floor = shifted_by(zero)
                 fade = exponential(most - of_y, zero, zero_shift, zero_floor)
                 r, r_tail = times(r, fade), times(r_tail, fade)
-                of_y, z_tail = most, zero
+                of_y, tail_y = most, zero
             if tempered:
-                e_y = exponential_of_pair(of_y, z_tail, shift_k, floor)
+                e_y = exponential_of_pair(of_y, tail_y, shift_k, floor)
             else:
                 e_y = exponential(of_y, zero, shift_k, floor)
             s, s_tail = add(r, r_tail, e_y, zero)
@@ -367,10 +393,29 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                 abs(top) < inf and x_y < inf
             ):  # a row with NaN or +inf, of nothing but -inf, or of no class
                 s, s_tail = nan, zero
+            # lse - base, lse, and the z-loss's slope 2 lam lse.
+            lse_h, lse_t, whole, whole_t, bend, bend_t = zero, zero, zero, zero, zero, zero
+            more_h, more_t = zero, zero
+            if squared:
+                more_h, more_t = loss_of(r, r_tail, e_y, s, s_tail, z_y, z_tail, k)
+                lse_h, lse_t = lse_of(more_h, more_t, s, s_tail, fade != one_real, z_y, z_tail, k)
+            if squared:
+                whole, whole_t = base, zero
+                if tempered:
+                    whole, whole_t = scaled_by(base, over_t, over_t_tail)
+                whole, whole_t = add(lse_h, lse_t, whole, whole_t)
+                bend, bend_t = multiply(whole, whole_t, lam, lam_tail)
+                bend, bend_t = bend + bend, bend_t + bend_t
             if wants_loss and lane == 0 and part == 0 and active:
                 h, t = zero, zero
                 if counted:
-                    h, t = loss_of(r, r_tail, e_y, s, s_tail, z_y, z_tail, base, k)
+                    if squared:
+                        h, t = more_h, more_t
+                    else:
+                        h, t = loss_of(r, r_tail, e_y, s, s_tail, z_y, z_tail, k)
+                    if squared:
+                        g, error = multiply(whole, whole_t, bend * half_real, bend_t * half_real)
+                        h, t = add(h, t, g, error)
                     if s != s:
                         h = nan
                     if abs(h) < inf:
@@ -388,8 +433,15 @@ def kernel(d: Any, spec: Rows) -> Callable[..., None]:
                 grad_start = row * grad_step
                 by, by_tail, of_target = zero, zero, zero
                 if counted:
-                    by, by_tail = divide(times(of_grad, fade), times(of_grad_tail, fade), s, s_tail)
+                    by, by_tail = times(of_grad, fade), times(of_grad_tail, fade)
                     q_h, q_t = divide(r, r_tail, s, s_tail)
+                    if squared:
+                        g, error = add(one_real, zero, bend, bend_t)
+                        by, by_tail = multiply(by, by_tail, g, error)
+                        g, error = divide(e_y, zero, s, s_tail)
+                        g, error = multiply(g, error, bend, bend_t)
+                        q_h, q_t = add(q_h, q_t, -g, -error)
+                    by, by_tail = divide(by, by_tail, s, s_tail)
                     q_h, q_t = multiply(q_h, q_t, of_grad, of_grad_tail)
                     of_target = -finish(q_h, q_t)
                 else:  # 0 times NaN would not be 0

@@ -11,10 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, NamedTuple
-
-from sce.bench.contestant import Contestant
-from sce.bench.task import Task
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from .worker import Figures
 
@@ -35,6 +32,23 @@ main(loaded - began, imported - loaded)
 """
 
 
+T = TypeVar("T", contravariant=True)
+
+
+class Asked(Protocol[T]):
+    """What is asked of a contestant before a process is started for it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def missing(self) -> str | None: ...
+
+    def refuses(self, task: T) -> str | None: ...
+
+
+C = TypeVar("C", bound=Asked[Any])
+
+
 class Reply(NamedTuple):
     """What came back from a process, or why nothing did."""
 
@@ -45,12 +59,13 @@ class Reply(NamedTuple):
 
 
 def ask(
-    measure: Callable[[Contestant, Task], Figures],
-    contestant: Contestant,
-    task: Task,
+    measure: Callable[[C, T], Figures],
+    contestant: C,
+    task: T,
     environment: Mapping[str, str] = {},
+    patience: float | None = None,
 ) -> Reply:
-    """What a function of worker.py measures. Whatever goes wrong in the process is a reply, too."""
+    """What a function such as worker.py's measures. Whatever goes wrong in the process is a reply, too."""
     if why := contestant.missing():
         return Reply("missing", why)
     if why := contestant.refuses(task):
@@ -63,10 +78,12 @@ def ask(
             " Define its class at the top of a module."
         ) from exc
     with TemporaryDirectory(prefix="sce-fresh-", ignore_cleanup_errors=True) as home:
-        return _run(work, environment, Path(home, "figures.json"), Path(home, "stderr.txt"))
+        return _run(
+            work, environment, patience or PATIENCE, Path(home, "figures.json"), Path(home, "stderr.txt")
+        )
 
 
-def _run(work: bytes, environment: Mapping[str, str], figures: Path, errors: Path) -> Reply:
+def _run(work: bytes, environment: Mapping[str, str], patience: float, figures: Path, errors: Path) -> Reply:
     # Without bytecode every import would compile: that is not how packages are installed.
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     began = time.perf_counter()
@@ -78,10 +95,10 @@ def _run(work: bytes, environment: Mapping[str, str], figures: Path, errors: Pat
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 env={**inherited, **environment},
-                timeout=PATIENCE,
+                timeout=patience,
             )
     except subprocess.TimeoutExpired:
-        return Reply("failed", _last_line(f"no answer within {PATIENCE:g} s", errors))
+        return Reply("failed", _last_line(f"no answer within {patience:g} s", errors))
     took = time.perf_counter() - began
     if done.returncode or not figures.exists():
         return Reply("failed", _last_line(f"exit status {done.returncode}", errors))

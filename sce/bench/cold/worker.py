@@ -10,6 +10,7 @@ import gc
 import json
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
@@ -73,23 +74,31 @@ def scaling(contestant: Contestant, task: Task) -> Figures:
 def memory(contestant: Contestant, task: Task) -> Figures:
     """Bytes that a warm call needs beyond its inputs and what it returns.
 
-    They are the peak during the call over what is there once it has returned, its answer still held: so a
-    gradient that the call must allocate does not count, and scratch that it frees does. The call before is on
-    the same shape, because compilers specialise on it: it starts the threads, compiles, and touches the pages
-    of buffers that are reused. What a contestant keeps from one call to the next is thus not counted.
+    The call before is on the same shape, because compilers specialise on it: it starts the threads, compiles,
+    and touches the pages of buffers that are reused.
     """
     run = contestant.prepare(task, inputs(task), _buffers(contestant, task, ("reused", "fresh")))
     run.call()
+    return {"memory": peaks(run.call, 3)}
+
+
+def peaks(call: Callable[[], object], calls: int) -> list[float]:
+    """Bytes that each of some warm calls needs beyond its inputs and what it returns.
+
+    They are the peak during the call over what is there once it has returned, its answer still held: so a
+    gradient that the call must allocate does not count, and scratch that it frees does. What is kept from one
+    call to the next is not counted.
+    """
     found = []
-    for _ in range(3):
+    for _ in range(calls):
         _settle()
         _CLEAR_REFS.write_text("5", encoding="ascii")  # the peak is now what there is
-        answer = run.call()
+        answer = call()
         peak = _resident("VmHWM")
         _settle()
         found.append(float(max(0, peak - _resident("VmRSS"))))
         del answer  # or it would be there beside the next
-    return {"memory": found}
+    return found
 
 
 def why_no_memory() -> str | None:

@@ -9,6 +9,24 @@ from typing import Any
 Document = dict[str, Any]
 Row = dict[str, Any]
 _SHOWN = 5  # failures
+_AIMS = {  # shares of a copy, by dtype, from so many classes on
+    "float32": ((1000, 0.90), (128, 0.85), (10, 0.70)),
+    "bfloat16": ((1000, 0.85), (128, 0.80), (10, 0.60)),
+}
+HOST_AIM = 12e-6  # seconds of the host per call
+
+
+def measured(doc: Document) -> bool:
+    """Was it made on a device, and ours timed there?"""
+    timed = any(row["ours"] and row["status"] == "ok" for row in doc["results"])
+    return doc.get("device") == "cuda" and bool(doc.get("gpu")) and timed
+
+
+def aim(row: Row) -> float | None:
+    """The share of a copy that loss and gradient are to reach on a device."""
+    if row["op"] != "loss_and_grad" or row["option"]:
+        return None
+    return next((share for classes, share in _AIMS.get(row["dtype"], ()) if row["c"] >= classes), None)
 
 
 def faults(doc: Document) -> list[str]:

@@ -1,0 +1,242 @@
+"""`sce train`: a softmax regression on data that come with scikit-learn, trained, calibrated, and judged."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from sce import cross_entropy, registry
+from sce.backend import Array, BackendError
+from sce.bench.clock import Rounds, alternate
+from sce.information import Reliability, reliability
+
+from .files import UsageError
+from .tables import Note, duration, percent, print_line, print_notes, say, table
+
+DATA = ("digits", "iris", "wine", "breast_cancer")
+_HELD_OUT = 0.2  # of the rows to calibrate on, and as many to test on
+_BINS = 10
+_ROUNDS = Rounds(least=5, enough=0.1, patience=2.0)
+
+
+class Split(NamedTuple):
+    """Features (N, D) and labels (N,) of one part of the data."""
+
+    x: Array
+    y: Array
+
+
+class Data(NamedTuple):
+    """Real data in three parts, each with all classes in the same shares; features as in the first part."""
+
+    name: str
+    train: Split
+    calibrate: Split
+    test: Split
+
+
+class Judgement(NamedTuple):
+    """How good predictions are on some rows."""
+
+    rows: int
+    loss: float
+    accuracy: float
+    reliability: Reliability
+
+
+class Training(NamedTuple):
+    data: Data
+    model: Any  # the fitted SoftmaxRegression
+    judged: dict[str, Judgement]  # by what: "train", "test", "test, calibrated"
+    seconds: float
+    rival: Rival | None
+    backend: str
+    calibrated: bool  # whether there is a temperature that suits best
+
+
+class Rival(NamedTuple):
+    """scikit-learn's LogisticRegression on the same rows, with the same solver, C and tolerance."""
+
+    seconds: float
+    steps: int
+    converged: bool
+    difference: float  # of the coefficients, largest over largest
+
+
+def load(name: str, seed: int) -> Data:
+    """One of DATA, 60 : 20 : 20, each feature with mean 0 and variance 1 over the rows to train on."""
+    if name not in DATA:
+        raise UsageError(f"DATA: there is no {name!r}. Choose one of {', '.join(DATA)}.")
+    try:
+        import sklearn.datasets
+        from sklearn.model_selection import train_test_split
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as exc:
+        raise UsageError(f"training needs scikit-learn ({exc}). Try: pip install 'sce[cli]'.") from exc
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed must be in [0, 2**32), got {seed}.")
+    x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    options = {"random_state": seed}
+    rest_x, test_x, rest_y, test_y = train_test_split(x, y, test_size=_HELD_OUT, stratify=y, **options)
+    share = _HELD_OUT / (1 - _HELD_OUT)
+    x, cal_x, y, cal_y = train_test_split(rest_x, rest_y, test_size=share, stratify=rest_y, **options)
+    scale = StandardScaler().fit(x).transform
+    return Data(name, Split(scale(x), y), Split(scale(cal_x), cal_y), Split(scale(test_x), test_y))
+
+
+def missing(named: Sequence[str]) -> dict[str, str]:
+    """Why the named backend does not run here."""
+    reasons = {name: registry.missing(name) for name in named}
+    return {name: why for name, why in reasons.items() if why is not None}
+
+
+def train(data: Data, options: dict[str, Any], log: Console) -> Training:
+    """Fit, in turns with scikit-learn's estimator; then calibrate and judge."""
+    from sce import explain
+    from sce.sklearn import SoftmaxRegression
+
+    model = SoftmaxRegression(**options)
+    rival = _rival(options)
+    contestants = {"sce": model.fit} | ({} if rival is None else {"scikit-learn": rival.fit})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what did not converge is told below
+        try:
+            seconds = _times(contestants, data.train, log)
+        except (ValueError, BackendError) as exc:  # a parameter out of range, or SCE_BACKEND
+            raise UsageError(f"{exc}") from exc
+        judged = {"train": judge(model, data.train), "test": judge(model, data.test)}
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        model.fit_temperature(*data.calibrate)
+    judged["test, calibrated"] = judge(model, data.test)
+    ran = explain(model.decision_function(data.test.x), backend=options["backend"])
+    return Training(
+        data, model, judged, seconds["sce"], _beside(model, rival, seconds), str(ran.chosen), not complaints
+    )
+
+
+def _rival(options: dict[str, Any]) -> Any:
+    """None where scikit-learn has no such solver or objective."""
+    from sklearn.linear_model import LogisticRegression
+
+    if options["solver"] == "sgd" or options["label_smoothing"]:
+        return None
+    shared = ("C", "solver", "tol", "max_iter")
+    return LogisticRegression(**{name: options[name] for name in shared})
+
+
+def _beside(model: Any, rival: Any, seconds: dict[str, float]) -> Rival | None:
+    if rival is None:
+        return None
+    steps = int(rival.n_iter_.max())
+    difference = float(np.abs(model.coef_ - rival.coef_).max() / np.abs(rival.coef_).max())
+    return Rival(seconds["scikit-learn"], steps, steps < rival.max_iter, difference)
+
+
+def _times(fits: dict[str, Callable[..., Any]], rows: Split, log: Console) -> dict[str, float]:
+    """The median time of each fit, in turns; the first, which compiles or loads kernels, does not count."""
+    calls = {name: partial(fit, *rows) for name, fit in fits.items()}
+    for name, call in calls.items():
+        say(log, f"{name}: a first fit")
+        call()
+    say(log, f"{' and '.join(calls)}: timed")
+    return {name: times.median for name, times in alternate(calls, _ROUNDS).items()}
+
+
+def judge(model: Any, rows: Split) -> Judgement:
+    log_p = model.predict_log_proba(rows.x)
+    at = np.searchsorted(model.classes_, rows.y)
+    right = model.predict(rows.x) == rows.y
+    return Judgement(
+        len(rows.y),
+        float(cross_entropy(log_p, at, backend=model.backend)),  # log-probabilities are logits
+        float(right.mean()),
+        reliability(log_p, at, bins=_BINS, backend=model.backend),
+    )
+
+
+def show(result: Training, out: Console) -> None:
+    data, model = result.data, result.model
+    print_line(
+        out,
+        f"{data.name}: {data.train.x.shape[1]} features, {len(model.classes_)} classes; {len(data.train.y)}"
+        f" rows to train, {len(data.calibrate.y)} to calibrate, {len(data.test.y)} to test",
+    )
+    out.print()
+    lines = table("", "rows", "loss", "accuracy", "calibration error")
+    for name, judged in result.judged.items():
+        error = f"{judged.reliability.error:.3f}"
+        lines.add_row(name, f"{judged.rows}", f"{judged.loss:.4f}", percent(judged.accuracy), error)
+    out.print(lines)
+    print_notes(_notes(result), out)
+
+
+def _notes(result: Training) -> Iterator[Note]:
+    model, rival = result.model, result.rival
+    unit = "epochs" if model.solver == "sgd" else "steps"
+    yield (
+        f"{model.solver}: {duration(result.seconds)}, {model.n_iter_} {unit}, on the backend"
+        f" {result.backend}; the training objective is {model.loss_curve_[-1]:.6g}",
+        None,
+    )
+    if rival is not None:
+        yield (
+            f"scikit-learn's LogisticRegression: {duration(rival.seconds)}, {rival.steps} steps; its"
+            f" coefficients differ by {rival.difference:.1e} of the largest",
+            None,
+        )
+    found = f"temperature {model.temperature_:.3g}, fitted on the rows to calibrate"
+    yield found if result.calibrated else "no temperature suits the rows to calibrate best: it stays 1", None
+    if not model.converged_:
+        yield f"not converged: raise --max-iter or --tol ({model.tol:g})", "red"
+    if rival is not None and not rival.converged:
+        yield "LogisticRegression has not converged", "yellow"
+
+
+def as_json(result: Training) -> dict[str, Any]:
+    model = result.model
+    parts = ("train", "calibrate", "test")
+    return {
+        "data": result.data.name,
+        "rows": {part: len(getattr(result.data, part).y) for part in parts},
+        "options": model.get_params(),
+        "backend": result.backend,
+        "seconds": result.seconds,
+        "steps": model.n_iter_,
+        "converged": model.converged_,
+        "loss_curve": model.loss_curve_.tolist(),
+        "temperature": model.temperature_,
+        "judged": {
+            name: {
+                "rows": judged.rows,
+                "loss": judged.loss,
+                "accuracy": judged.accuracy,
+                "calibration_error": judged.reliability.error,
+            }
+            for name, judged in result.judged.items()
+        },
+        "confusion": confusion(result).tolist(),
+        "logistic_regression": None if result.rival is None else result.rival._asdict(),
+    }
+
+
+def confusion(result: Training) -> NDArray[np.int64]:
+    """(C, C): rows of the test with this label (down) and that prediction (across)."""
+    from sklearn.metrics import confusion_matrix
+
+    test = result.data.test
+    found: NDArray[np.int64] = confusion_matrix(test.y, result.model.predict(test.x))
+    return found
+
+
+def draw(result: Training, directory: Path) -> Sequence[Path]:
+    from . import training_plots
+
+    return training_plots.draw(result, directory)

@@ -1,0 +1,157 @@
+"""What a fit minimises: the penalised mean loss, its derivatives, and how it is curved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+import sce
+
+Floats = NDArray[Any]
+
+_ROWS = 8  # per parameter of a class: as many rows tell the curvature well enough
+_POWER = 20  # steps of the power iteration that finds the largest curvature
+
+
+class Objective:
+    """F(W) = sum_i u_i loss_i(X W + b) / sum_i u_i  +  ridge / 2 * sum of squares of W without b.
+
+    The parameters are one float64 array of shape (D + 1, C): a column per class, the intercepts b in the last
+    row; (D, C) without intercept. Each row has sum 0. X (N, D) is dense or CSR, y (N,) holds indices, u (N,)
+    is positive or None. F is computed in the dtype of X.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: NDArray[np.intp],
+        weight: NDArray[np.float64] | None,
+        classes: int,
+        *,
+        ridge: float,
+        intercept: bool,
+        label_smoothing: float,
+        backend: str | None,
+    ) -> None:
+        self.x, self.y, self.weight = x, y, weight
+        self.ridge, self.intercept, self.backend = ridge, intercept, backend
+        self.label_smoothing = label_smoothing
+        self.rows, self.features = int(x.shape[0]), int(x.shape[1])
+        self.total = float(self.rows) if weight is None else float(weight.sum())
+        self.shape = (self.features + intercept, classes)
+
+    def __call__(self, w: Floats) -> tuple[float, Floats]:
+        """F and its gradient."""
+        return self._value(w, self.x, self.y, self.weight, self.total)
+
+    def batch(self, w: Floats, rows: NDArray[np.intp]) -> tuple[float, Floats]:
+        """The same of some rows, in expectation equal to that of all."""
+        weight = None if self.weight is None else self.weight[rows]
+        return self._value(w, self.x[rows], self.y[rows], weight, self.total * len(rows) / self.rows)
+
+    def _value(
+        self, w: Floats, x: Any, y: Any, weight: Floats | None, denominator: float
+    ) -> tuple[float, Floats]:
+        coef, bias = self._split(w)
+        grad = np.empty(self.shape, x.dtype)
+        loss, _ = sce.linear_loss_and_grad(
+            x,
+            coef,
+            y,
+            bias=bias,
+            l2=self.ridge / 2,
+            sample_weight=weight,
+            label_smoothing=self.label_smoothing,
+            denominator=denominator,
+            want=("W", "bias"),
+            out=sce.LinearGrad(None, *self._split(grad)),
+            validate=False,
+            backend=self.backend,
+        )
+        return float(loss), _balanced(grad)
+
+    def curvature(self, w: Floats, v: Floats) -> Floats:
+        """H v, where H is the Hessian of F at w."""
+        (coef, bias), (along, along_bias) = self._split(w), self._split(v)
+        found = np.empty(self.shape, self.x.dtype)
+        sce.linear_hvp(
+            self.x,
+            coef,
+            self.y,
+            along,
+            bias=bias,
+            v_bias=along_bias,
+            l2=self.ridge / 2,
+            sample_weight=self.weight,
+            denominator=self.total,
+            out=sce.LinearGrad(None, *self._split(found)),
+            validate=False,
+            backend=self.backend,
+        )
+        return _balanced(found)
+
+    def _split(self, w: Floats) -> tuple[Floats, Floats | None]:
+        """W (D, C) and b (C,) or None, in the dtype of X: views of w, where it has that dtype."""
+        w = w.astype(self.x.dtype, copy=False)
+        return w[: self.features], w[-1] if self.intercept else None
+
+    def spread(self, w: Floats) -> tuple[Any, Floats]:
+        """Some rows of X, evenly spaced, and how much the loss of each bends at w: shares of F's Hessian.
+
+        Row i adds u_i (diag(p_i) - p_i p_i^T) (x) x_i x_i^T to that. Its first factor has C - 1 eigenvalues
+        that are not 0, of mean (1 - |p_i|^2) / (C - 1); at w = 0 all of them are alike.
+        """
+        x, weight = self._some()
+        coef, bias = self._split(w)
+        z = x @ coef
+        if bias is not None:
+            z += bias
+        p = sce.softmax(z, out=z, backend=self.backend)
+        bend = (1 - np.einsum("ij,ij->i", p, p, dtype=np.float64)) / (self.shape[1] - 1)
+        bend = np.maximum(bend, np.finfo(np.float64).eps)  # a row beyond doubt still has a direction
+        return x.astype(np.float64, copy=False), bend * weight / weight.sum()
+
+    def largest_curvatures(self) -> tuple[float, float]:
+        """Bounds of the largest eigenvalue of the Hessian: of F, and of N times the worst row's part of F.
+
+        diag(p) - p p^T has no eigenvalue above 1/2. What X adds is found by power iteration on some rows.
+        """
+        x, weight = self._some()
+        v, mean = np.ones(self.shape[0]), 0.0
+        for _ in range(_POWER):
+            v /= np.linalg.norm(v) or 1.0
+            along = x @ v[: self.features] + (v[-1] if self.intercept else 0.0)
+            along *= weight / weight.sum()
+            v = np.append(x.T @ along, along.sum())[: self.shape[0]]
+            mean = float(np.linalg.norm(v))
+        rows = _squares(self.x) + self.intercept
+        if self.weight is not None:
+            rows *= self.weight * (self.rows / self.total)
+        return mean / 2 + self.ridge, float(rows.max()) / 2 + self.ridge
+
+    def _some(self) -> tuple[Any, Floats]:
+        """Evenly spaced rows, enough to tell the curvature by, and their weights."""
+        step = max(1, self.rows // (_ROWS * self.shape[0]))
+        x = self.x[::step]
+        return x, np.ones(x.shape[0]) if self.weight is None else self.weight[::step]
+
+
+def _balanced(grad: Floats) -> Floats:
+    """With sum 0 over the classes, as it is but for rounding: nothing else would bring that back.
+
+    A shift of all classes changes no probability, and without a penalty (the intercepts') no loss.
+    """
+    grad = grad.astype(np.float64, copy=False)
+    grad -= grad.mean(axis=1, keepdims=True)
+    return grad
+
+
+def _squares(x: Any) -> Floats:
+    """The sum of squares of each row."""
+    if sparse.issparse(x):
+        return np.asarray(x.multiply(x).sum(axis=1), np.float64).ravel()
+    squares: Floats = np.einsum("ij,ij->i", x, x, dtype=np.float64)
+    return squares

@@ -1,0 +1,227 @@
+"""Three ways to the minimum: L-BFGS, Newton's method by conjugate gradients, and mini-batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import minimize
+
+from .objective import Floats, Objective
+from .scaling import Scaling, scaling
+
+_ROUND = 10  # steps of L-BFGS in the first coordinates; each round doubles it
+_INNER = 200  # conjugate gradients of one step of Newton's method
+_LEAST = 4 * np.finfo(np.float64).eps  # a relative fall of the objective that is none
+_FALL = 1e-4  # of what the slope promises, to accept a step (Armijo)
+_PATIENCE = 5  # epochs without a lower loss, after which the steps of mini-batches shrink
+_SHRINK, _SMALLEST = 5.0, 1e-2  # by how much, and down to which share of the first
+
+
+class Trace:
+    """How a fit went: the objective at its start and after each step (of mini-batches: in each epoch)."""
+
+    def __init__(self, tol: float, max_iter: int, verbose: int) -> None:
+        self.tol, self.max_iter, self.verbose = tol, max_iter, verbose
+        self.losses: list[float] = []
+        self.steps = 0
+        self.slope = math.nan  # the largest entry of the last gradient
+        self.converged = False
+
+    @property
+    def over(self) -> bool:
+        return self.converged or self.steps >= self.max_iter
+
+    def start(self, loss: float, grad: Floats) -> None:
+        self._add(loss, grad)
+
+    def step(self, loss: float, grad: Floats | None = None) -> None:
+        self.steps += 1
+        self._add(loss, grad)
+
+    def _add(self, loss: float, grad: Floats | None) -> None:
+        self.losses.append(loss)
+        if grad is not None:
+            self.slope = float(np.abs(grad).max())
+            self.converged = self.slope <= self.tol
+        if self.verbose:
+            slope = "" if grad is None else f", largest entry of its gradient {self.slope:.3g}"
+            print(f"{self.steps}: loss {loss:.8g}{slope}")
+
+
+class _Over(Exception):
+    """Leaves SciPy's loop from its callback: StopIteration does that from SciPy 1.11 on only."""
+
+
+def lbfgs(objective: Objective, w: Floats, trace: Trace) -> Floats:
+    """SciPy's L-BFGS-B, in coordinates that are made anew in rounds of 10, 20, 40, ... steps.
+
+    In the features' own coordinates it would need hundreds of steps where they are correlated or of several
+    magnitudes. The test for the end is in those, though: the largest entry of the gradient by W.
+    """
+    trace.start(*objective(w))
+    length, stalls = _ROUND, 0
+    while not trace.over and stalls < 2:
+        w, stalled = _round(objective, w, trace, length)
+        stalls = stalls + 1 if stalled else 0  # by rounding, maybe: new coordinates may help once
+        length *= 2
+    trace.converged |= stalls == 2
+    return w
+
+
+def _round(objective: Objective, w: Floats, trace: Trace, length: int) -> tuple[Floats, bool]:
+    """So many steps, or until it is over; or until SciPy sees no fall of the objective any more: True."""
+    easy = scaling(objective, w)
+    seen = math.nan, w, w
+
+    def value(flat: Floats) -> tuple[float, Floats]:
+        nonlocal seen
+        at = easy.parameters(flat.reshape(objective.shape))
+        loss, grad = objective(at)
+        seen = loss, grad, at
+        return loss, easy.gradient(grad).ravel()
+
+    def stepped(_: Floats) -> None:
+        nonlocal w
+        loss, grad, w = seen  # a step ends at the point that was evaluated last
+        trace.step(loss, grad)
+        if trace.over:
+            raise _Over
+
+    try:
+        found = minimize(
+            value,
+            easy.coordinates(w).ravel(),
+            jac=True,
+            method="L-BFGS-B",
+            callback=stepped,
+            options={"maxiter": length, "maxfun": 100 * length, "maxls": 50, "gtol": 0.0, "ftol": _LEAST},
+        )
+    except _Over:
+        return w, False
+    return w, found.status != 1  # 1: out of steps
+
+
+def newton_cg(objective: Objective, w: Floats, trace: Trace) -> Floats:
+    """Newton's method, each step solved for by conjugate gradients in coordinates made for it."""
+    loss, grad = objective(w)
+    trace.start(loss, grad)
+    noise = 16 * float(np.finfo(objective.x.dtype).eps)
+    while not trace.over:
+        easy = scaling(objective, w)
+
+        def times(v: Floats, w: Floats = w, easy: Scaling = easy) -> Floats:
+            return easy.gradient(objective.curvature(w, easy.parameters(v)))
+
+        step = easy.parameters(_conjugate_gradients(times, -easy.gradient(grad)))
+        slope, length = float(np.vdot(grad, step)), 1.0
+        while length > 1e-10:
+            at = w + length * step
+            ahead, grad_ahead = objective(at)
+            falls = ahead <= loss + _FALL * length * slope
+            # Next to the minimum rounding hides the fall of the loss: there a smaller slope will do.
+            hidden = abs(ahead - loss) <= noise * abs(loss) and abs(np.vdot(grad_ahead, step)) <= 0.9 * abs(
+                slope
+            )
+            if falls or hidden:
+                break
+            length /= 2
+        else:  # no step is visible any more: at the minimum, as far as the dtype can tell
+            trace.converged = -slope <= noise * abs(loss)
+            break
+        w, loss, grad = at, ahead, grad_ahead
+        trace.step(loss, grad)
+    return w
+
+
+def _conjugate_gradients(times: Callable[[Floats], Floats], right: Floats) -> Floats:
+    """x with A x = right to a residual of min(1/2, |right|^(1/2)) |right|.
+
+    That is as exact as Newton's method needs to converge superlinearly (Dembo, Eisenstat and Steihaug, 1982).
+    """
+    x = np.zeros_like(right)
+    residual, direction = right.copy(), right.copy()
+    square = float(np.vdot(right, right))
+    enough = min(0.25, math.sqrt(square)) * square
+    for _ in range(_INNER):
+        moved = times(direction)
+        bend = float(np.vdot(direction, moved))
+        if bend <= 0:  # rounding: the Hessian has no negative curvature
+            break
+        x += square / bend * direction
+        residual -= square / bend * moved
+        before, square = square, float(np.vdot(residual, residual))
+        if square <= enough:
+            break
+        direction *= square / before
+        direction += residual
+    return x if x.any() else right
+
+
+@np.errstate(over="ignore", invalid="ignore")  # an error says so below
+def epoch(
+    objective: Objective,
+    w: Floats,
+    velocity: Floats,
+    rng: np.random.RandomState,
+    *,
+    batch_size: int,
+    momentum: float,
+    rate: float,
+) -> float:
+    """One pass over the rows in a random order: w and velocity change in place. The mean loss of the batches.
+
+    v <- momentum v - rate g, w <- w + v (Polyak, 1964).
+    """
+    total, order = 0.0, rng.permutation(objective.rows)
+    for first in range(0, objective.rows, batch_size):
+        rows = order[first : first + batch_size]
+        loss, grad = objective.batch(w, rows)
+        velocity *= momentum
+        velocity -= rate * grad
+        w += velocity
+        total += loss * len(rows)
+    if not math.isfinite(total):
+        raise ValueError(
+            f"the loss of an epoch is {total}: steps of {rate:.3g} are too large. Lower learning_rate, or"
+            ' leave it at "auto".'
+        )
+    return total / objective.rows
+
+
+def stable_rate(objective: Objective, batch_size: int) -> float:
+    """A step that mini-batches of this size can take: 1 over how fast their gradient can change.
+
+    For b of N rows that is N (b - 1) / (b (N - 1)) L + (N - b) / (b (N - 1)) L_max, where L is the largest
+    curvature of the mean and L_max that of a row (Gower et al., 2019, "SGD: general analysis and improved
+    rates"). A row's is at most (|x|^2 + 1) / 2 times its weight, because diag(p) - p p^T has no eigenvalue
+    above 1/2.
+    """
+    n, b = objective.rows, min(batch_size, objective.rows)
+    mean, row = objective.largest_curvatures()
+    smooth = row if n == 1 else (n * (b - 1) * mean + (n - b) * row) / (b * (n - 1))
+    return float(1 / smooth)
+
+
+def sgd(
+    objective: Objective,
+    w: Floats,
+    trace: Trace,
+    rng: np.random.RandomState,
+    *,
+    batch_size: int,
+    momentum: float,
+    rate: float,
+) -> Floats:
+    """Epochs of mini-batches. When the loss fell by less than tol for five of them, the steps shrink."""
+    velocity, best, idle, share = np.zeros_like(w), math.inf, 0, 1.0
+    while not trace.over:
+        loss = epoch(objective, w, velocity, rng, batch_size=batch_size, momentum=momentum, rate=share * rate)
+        trace.step(loss)
+        idle = 0 if loss < best - trace.tol else idle + 1
+        best = min(best, loss)
+        if idle == _PATIENCE:
+            idle, share = 0, share / _SHRINK
+            trace.converged = share < _SMALLEST
+    return w

@@ -1,0 +1,610 @@
+"""`sce.sklearn.SoftmaxRegression`: scikit-learn's own checks, and its LogisticRegression as the measure."""
+
+from __future__ import annotations
+
+import doctest
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import approx_fprime
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import sce
+from sce.sklearn import SoftmaxRegression
+from sce.sklearn.objective import Objective
+from sce.sklearn.scaling import scaling
+from sce.sklearn.solvers import stable_rate
+
+Data = tuple[NDArray[Any], NDArray[Any]]
+LOADERS = {"digits": load_digits, "iris": load_iris, "wine": load_wine, "cancer": load_breast_cancer}
+EXACT = ("lbfgs", "newton-cg")
+
+
+def data(name: str) -> Data:
+    x, y = LOADERS[name](return_X_y=True)
+    return x, y
+
+
+def scaled(name: str) -> Data:
+    x, y = data(name)
+    return StandardScaler().fit_transform(x), y
+
+
+def model(**options: Any) -> SoftmaxRegression:
+    """On the reference, which compiles nothing; to the last digits, unless said otherwise."""
+    return SoftmaxRegression(**({"backend": "reference", "tol": 1e-9, "max_iter": 1000} | options))
+
+
+def objective(fitted: SoftmaxRegression, x: Any, y: Any, weight: Any = None) -> float:
+    """F as the docstring has it, in NumPy alone."""
+    z = x @ fitted.coef_.T + fitted.intercept_
+    z = np.hstack([np.zeros_like(z), z]) if z.shape[1] == 1 else z
+    at = np.searchsorted(fitted.classes_, y)
+    eps, u = fitted.label_smoothing, np.ones(len(y)) if weight is None else weight
+    log_p = z - np.logaddexp.reduce(z, axis=1)[:, None]
+    loss = -(1 - eps) * log_p[np.arange(len(y)), at] - eps * log_p.mean(axis=1)
+    return float((u * loss).sum() / u.sum() + (fitted.coef_**2).sum() / (2 * fitted.C * u.sum()))
+
+
+def largest_difference(a: SoftmaxRegression, b: Any) -> float:
+    """Relative to the largest coefficient; the intercepts to theirs."""
+    pairs = ((a.coef_, b.coef_), (a.intercept_, b.intercept_))
+    return float(max(np.abs(p - q).max() / np.abs(q).max() for p, q in pairs))
+
+
+# --- scikit-learn's checks
+
+SHUFFLED = (
+    "a row of weight 2 is in one mini-batch, a row that is there twice in two: equal in expectation only"
+)
+
+
+def expected(estimator: SoftmaxRegression) -> dict[str, str]:
+    names = (
+        "check_sample_weight_equivalence_on_dense_data",
+        "check_sample_weight_equivalence_on_sparse_data",
+    )
+    return dict.fromkeys(names, SHUFFLED) if estimator.solver == "sgd" else {}
+
+
+# The checks allow five steps, which is not always enough, and say nothing of it.
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks(
+    [SoftmaxRegression(solver=solver, backend="reference") for solver in (*EXACT, "sgd")],
+    expected_failed_checks=expected,
+)
+def test_scikit_learn_checks(estimator: SoftmaxRegression, check: Any) -> None:
+    check(estimator)
+
+
+# --- agreement
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    """LogisticRegression to the last digits, each fitted once."""
+    known: dict[str, LogisticRegression] = {}
+
+    def fit(name: str) -> LogisticRegression:
+        if name not in known:
+            x, y = data(name)
+            known[name] = LogisticRegression(solver="newton-cholesky", tol=1e-10, max_iter=200).fit(x, y)
+        return known[name]
+
+    return fit
+
+
+@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize("name", LOADERS)
+def test_coefficients_are_those_of_logistic_regression(name: str, solver: str, theirs: Any) -> None:
+    """On features as they come: of several magnitudes, correlated, some constant."""
+    x, y = data(name)
+    ours = SoftmaxRegression(solver=solver, tol=1e-8, max_iter=1000).fit(x, y)
+    assert ours.converged_
+    assert ours.coef_.shape == theirs(name).coef_.shape
+    assert largest_difference(ours, theirs(name)) < 1e-4
+    np.testing.assert_allclose(ours.predict_proba(x), theirs(name).predict_proba(x), atol=1e-4)
+    np.testing.assert_array_equal(ours.predict(x), theirs(name).predict(x))
+
+
+@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"C": 0.01},
+        {"C": 1e4},
+        {"fit_intercept": False},
+        {"class_weight": "balanced"},
+        {"class_weight": {0: 3.0, 2: 0.25}},
+    ],
+    ids=str,
+)
+def test_options_are_those_of_logistic_regression(options: dict[str, Any], solver: str) -> None:
+    x, y = data("wine")
+    x, y = x[30:], y[30:]  # classes of different sizes
+    theirs = LogisticRegression(solver="newton-cholesky", tol=1e-10, max_iter=500, **options).fit(x, y)
+    ours = model(solver=solver, **options).fit(x, y)
+    assert np.abs(ours.coef_ - theirs.coef_).max() < 1e-4 * np.abs(theirs.coef_).max()
+
+
+def test_weights_in_the_balance() -> None:
+    """Balanced is about what the rows weigh, not how many they are."""
+    x, y = scaled("iris")
+    weight = np.random.default_rng(0).uniform(0.1, 2, len(y))
+    totals = np.bincount(y, weight)
+    by_hand = {k: weight.sum() / (3 * totals[k]) for k in range(3)}
+    balanced = model(class_weight="balanced").fit(x, y, weight)
+    assert largest_difference(balanced, model(class_weight=by_hand).fit(x, y, weight)) < 1e-8
+
+
+@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize("name", ["iris", "cancer"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_nothing_near_the_minimum_is_lower(name: str, smoothing: float, solver: str) -> None:
+    """The objective is written down once more here: penalty, weights and smoothing included."""
+    x, y = scaled(name)
+    weight = np.random.default_rng(1).uniform(0, 2, len(y))
+    fitted = model(solver=solver, C=0.3, label_smoothing=smoothing, tol=1e-10).fit(x, y, weight)
+    shape = fitted.coef_.shape
+
+    def moved(flat: NDArray[np.float64]) -> float:
+        other = clone(fitted)
+        other.classes_ = fitted.classes_
+        other.coef_, other.intercept_ = flat[: -shape[0]].reshape(shape), flat[-shape[0] :]
+        return objective(other, x, y, weight)
+
+    at = np.concatenate([fitted.coef_.ravel(), fitted.intercept_])
+    assert np.abs(approx_fprime(at, moved, 1e-6)).max() < 2e-6
+    assert fitted.loss_curve_[-1] == pytest.approx(moved(at), rel=1e-12)
+
+
+@pytest.mark.parametrize("solver", [*EXACT, "sgd"])
+def test_the_loss_falls(solver: str) -> None:
+    x, y = scaled("wine")
+    fitted = model(solver=solver, tol=1e-4, random_state=0).fit(x, y)
+    losses = fitted.loss_curve_
+    assert fitted.converged_
+    assert len(losses) == fitted.n_iter_ + (solver != "sgd")
+    if solver == "sgd":
+        assert losses[-1] < 0.25 * losses[0]
+    else:
+        assert losses[0] == pytest.approx(np.log(3))
+        assert (np.diff(losses) < 0).all()
+
+
+@pytest.mark.parametrize("name", ["digits", "iris", "wine", "cancer"])
+def test_mini_batches_come_near(name: str) -> None:
+    x, y = scaled(name)
+    best = objective(model().fit(x, y), x, y)
+    fitted = model(solver="sgd", tol=1e-4, batch_size=32, random_state=0).fit(x, y)
+    assert best < objective(fitted, x, y) < 1.05 * best
+
+
+def test_mini_batches_are_unbiased() -> None:
+    """The mean over all mini-batches is the whole, weights and penalty included."""
+    x, y = scaled("iris")
+    weight = np.random.default_rng(2).uniform(0.1, 3, len(y))
+    whole = Objective(x, y, weight, 3, ridge=0.3, intercept=True, label_smoothing=0.1, backend="reference")
+    w = np.random.default_rng(3).normal(size=whole.shape)
+    parts = [whole.batch(w, rows) for rows in np.random.default_rng(4).permutation(150).reshape(15, 10)]
+    loss, grad = whole(w)
+    assert np.mean([part[0] for part in parts]) == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_allclose(np.mean([part[1] for part in parts], axis=0), grad, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("intercept", [False, True])
+def test_coordinates_make_the_first_hessian_the_identity(weighted: bool, intercept: bool) -> None:
+    """At W = 0, where no class stands out, and with so few rows that all of them count."""
+    x, y = data("iris")
+    x, y = x[::5], y[::5]
+    weight = np.random.default_rng(0).uniform(0.5, 2, len(y)) if weighted else None
+    whole = Objective(
+        x, y, weight, 3, ridge=0.1, intercept=intercept, label_smoothing=0.0, backend="reference"
+    )
+    w = np.zeros(whole.shape)
+    easy = scaling(whole, w)
+    v = np.random.default_rng(5).normal(size=whole.shape)
+    v -= v.mean(axis=1, keepdims=True)  # all classes together have no curvature but the ridge's
+    np.testing.assert_allclose(easy.gradient(whole.curvature(w, easy.parameters(v))), v, atol=1e-7)
+    np.testing.assert_allclose(easy.coordinates(easy.parameters(v)), v, atol=1e-9)
+
+
+def test_curvature_bounds_the_steps() -> None:
+    x, y = data("iris")
+    whole = Objective(x, y, None, 3, ridge=0.1, intercept=True, label_smoothing=0.0, backend="reference")
+    ones = np.hstack([x, np.ones((150, 1))])
+    largest = np.linalg.eigvalsh(ones.T @ ones / 150)[-1] / 2 + 0.1
+    worst = (ones**2).sum(axis=1).max() / 2 + 0.1
+    assert 1 / stable_rate(whole, 150) == pytest.approx(largest, rel=0.02)  # of every third row
+    assert 1 / stable_rate(whole, 1) == pytest.approx(worst)
+    assert largest < 1 / stable_rate(whole, 20) < worst
+
+
+def test_many_features_are_scaled_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = data("wine")
+    together = model(tol=1e-6).fit(x, y)
+    monkeypatch.setattr("sce.sklearn.scaling._TOGETHER", 5)
+    for given in (x, sparse.csr_array(x)):
+        alone = model(tol=1e-6).fit(given, y)
+        assert largest_difference(alone, together) < 1e-3
+        assert alone.n_iter_ > together.n_iter_  # which is why they are scaled together where they can be
+
+
+# --- data
+
+
+@pytest.mark.parametrize("solver", [*EXACT, "sgd"])
+@pytest.mark.parametrize("form", ["csr", "csc", "coo"])
+def test_sparse_is_dense(form: str, solver: str) -> None:
+    x, y = data("digits")
+    x, y = x[:300] / 16, y[:300]
+    options = {"solver": solver, "tol": 1e-5, "random_state": 0}
+    dense, thin = model(**options).fit(x, y), model(**options)
+    thin.fit(getattr(sparse, f"{form}_array")(x), y)
+    assert largest_difference(thin, dense) < 1e-6
+    np.testing.assert_allclose(thin.predict_proba(sparse.csr_matrix(x)), dense.predict_proba(x), atol=1e-7)
+
+
+@pytest.mark.parametrize("solver", EXACT)
+def test_a_weight_is_a_number_of_rows(solver: str) -> None:
+    x, y = data("wine")
+    weight = np.random.default_rng(0).integers(0, 4, len(y))
+    weighted = model(solver=solver).fit(x, y, weight)
+    repeated = model(solver=solver).fit(np.repeat(x, weight, axis=0), np.repeat(y, weight))
+    assert largest_difference(weighted, repeated) < 1e-6
+
+
+def test_a_row_of_weight_0_is_not_there() -> None:
+    """Nor is a class that has no other rows: its intercept would fall for ever."""
+    x, y = scaled("iris")
+    fitted = model().fit(x, y, (y != 1).astype(float))
+    np.testing.assert_array_equal(fitted.classes_, [0, 2])
+    assert fitted.coef_.shape == (1, 4)
+    same = model().fit(x[y != 1], y[y != 1])
+    np.testing.assert_array_equal(fitted.coef_, same.coef_)
+    np.testing.assert_array_equal(model(class_weight={1: 0}).fit(x, y).coef_, same.coef_)
+
+
+@pytest.mark.parametrize("solver", [*EXACT, "sgd"])
+def test_float32_stays_float32(solver: str) -> None:
+    x, y = scaled("digits")
+    options = {"solver": solver, "tol": 1e-4, "random_state": 0}
+    single, double = model(**options).fit(x.astype(np.float32), y), model(**options).fit(x, y)
+    for found in (single.coef_, single.intercept_, single.predict_proba(x.astype(np.float32))):
+        assert found.dtype == np.float32
+    assert double.coef_.dtype == np.float64
+    assert objective(single, x, y) == pytest.approx(objective(double, x, y), rel=1e-3)
+
+
+def test_labels_of_any_kind() -> None:
+    x, y = scaled("iris")
+    numbered = model().fit(x, y)
+    names = np.array(["setosa", "versicolor", "virginica"], dtype=object)
+    named = model(class_weight={"setosa": 1.0}).fit(x, names[y])
+    np.testing.assert_array_equal(named.coef_, numbered.coef_)
+    np.testing.assert_array_equal(named.predict(x), names[numbered.predict(x)])
+    assert named.score(x, names[y]) == numbered.score(x, y)
+
+
+@pytest.mark.parametrize("solver", EXACT)
+def test_features_that_say_nothing(solver: str) -> None:
+    """Constant ones are penalised to 0, or are as good as the intercept; copies share."""
+    x, y = scaled("iris")
+    more = np.hstack([x, np.zeros((150, 1)), x[:, :1]])
+    fitted = model(solver=solver).fit(more, y)
+    np.testing.assert_allclose(fitted.coef_[:, 4], 0, atol=1e-12)
+    np.testing.assert_allclose(fitted.coef_[:, 0], fitted.coef_[:, 5], rtol=1e-5)
+    constant = model(solver=solver).fit(np.ones((150, 2)), y)
+    np.testing.assert_allclose(constant.coef_, 0, atol=1e-7)
+    np.testing.assert_allclose(constant.predict_proba(np.ones((1, 2))), 1 / 3, atol=1e-7)
+
+
+def test_without_penalty() -> None:
+    x, y = data("iris")
+    x, y = x[50:], y[50:]  # the two classes that are not separable
+    theirs = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=200).fit(x, y)
+    for solver in EXACT:
+        assert largest_difference(model(C=np.inf, solver=solver).fit(x, y), theirs) < 1e-4
+        nothing = model(C=np.inf, solver=solver).fit(np.hstack([x, np.zeros((100, 1))]), y)
+        assert nothing.coef_[0, 4] == 0
+
+
+# --- use
+
+
+def test_warm_start() -> None:
+    x, y = data("wine")
+    fitted = model(warm_start=True, tol=1e-6).fit(x, y)
+    first = fitted.coef_
+    fitted.fit(x, y)
+    assert fitted.n_iter_ == 0
+    np.testing.assert_allclose(fitted.coef_, first, rtol=1e-12)
+    cold = model(C=1.5, tol=1e-6).fit(x, y)
+    warm = fitted.set_params(C=1.5).fit(x, y)
+    assert 0 < warm.n_iter_ < cold.n_iter_
+    assert largest_difference(warm, cold) < 1e-4
+    two = model(warm_start=True, tol=1e-6).fit(*data("cancer"))
+    assert two.fit(*data("cancer")).n_iter_ == 0
+    with pytest.raises(
+        ValueError, match=r"classes array\(\[0, 1\]\), these\s+data have array\(\[0, 1, 2\]\)"
+    ):
+        two.fit(x, y)
+    with pytest.raises(ValueError, match=r"shape \(3, 14\), these data\s+need \(3, 3\)"):
+        model(warm_start=True).fit(x, y).fit(x[:, :2], y)
+
+
+def test_partial_fit_is_fit_epoch_by_epoch() -> None:
+    x, y = scaled("digits")
+    options = {"solver": "sgd", "random_state": 0, "tol": 0.0}
+    with pytest.warns(ConvergenceWarning, match="sgd did not converge in 3 epochs"):
+        whole = model(max_iter=3, **options).fit(x, y)
+    parts = model(**options).partial_fit(x, y, classes=np.arange(10))
+    parts.partial_fit(x, y).partial_fit(x, y, classes=np.arange(10))
+    np.testing.assert_allclose(parts.coef_, whole.coef_, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(parts.loss_curve_, whole.loss_curve_, rtol=1e-12)
+    assert parts.n_iter_ == 3
+
+
+def test_partial_fit_of_what_comes() -> None:
+    """Classes that are not in the first rows, and the penalty of the whole by C times the number of parts."""
+    x, y = scaled("iris")
+    stream = model(C=3.0, solver="sgd", batch_size=10, learning_rate=0.05, random_state=0)
+    stream.partial_fit(x[:100], y[:100], classes=[0, 1, 2])
+    assert not (stream.predict(x) == 2).any()
+    for part in np.split(np.random.default_rng(0).permutation(np.tile(np.arange(150), 30)), 90):
+        stream.partial_fit(x[part], y[part])
+    assert objective(stream.set_params(C=1.0), x, y) < objective(model().fit(x, y), x, y) + 0.02
+    assert not hasattr(model(), "partial_fit")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m, x, y: m.partial_fit(x, y), "classes must be passed on the first call to partial_fit"),
+        (lambda m, x, y: m.partial_fit(x, y, classes=[0, 1]), r"y holds .*2.*, which is none of the classes"),
+        (
+            lambda m, x, y: m.partial_fit(x, y, classes=[0, 1, 2]).partial_fit(x, y, classes=[0, 1]),
+            "is not what the first call said",
+        ),
+        (
+            lambda m, x, y: m.set_params(class_weight="balanced").partial_fit(x, y, classes=[0, 1, 2]),
+            "needs all rows at once",
+        ),
+        (lambda m, x, y: m.set_params(learning_rate=1e200).fit(1e150 * x, y), "Lower learning_rate"),
+        (
+            lambda m, x, y: m.set_params(learning_rate=1e200).partial_fit(1e150 * x, y, classes=[0, 1, 2]),
+            "Lower learning_rate",
+        ),
+    ],
+)
+def test_bad_mini_batches(call: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call(model(solver="sgd"), *scaled("iris"))
+
+
+@pytest.mark.parametrize("solver", [*EXACT, "sgd"])
+def test_the_same_every_time(solver: str) -> None:
+    x, y = scaled("iris")
+    first, second = (model(solver=solver, tol=1e-4, random_state=7).fit(x, y) for _ in range(2))
+    np.testing.assert_array_equal(first.coef_, second.coef_)
+    assert pickle.loads(pickle.dumps(first)).predict_proba(x).tobytes() == first.predict_proba(x).tobytes()
+    again = clone(first)
+    assert not hasattr(again, "coef_")
+    np.testing.assert_array_equal(again.fit(x, y).coef_, first.coef_)
+
+
+def test_in_a_pipeline_and_a_grid() -> None:
+    x, y = data("wine")
+    line = make_pipeline(StandardScaler(), model(tol=1e-4))
+    grid = GridSearchCV(line, {"softmaxregression__C": [1e-3, 1.0]}, cv=3, scoring="neg_log_loss").fit(x, y)
+    assert grid.best_params_ == {"softmaxregression__C": 1.0}
+    assert grid.best_estimator_.score(x, y) > 0.98
+
+
+@pytest.mark.parametrize("name", ["iris", "cancer"])
+def test_probabilities(name: str) -> None:
+    x, y = scaled(name)
+    fitted = model(C=1e3, tol=1e-6).fit(x, y)
+    p, log_p = fitted.predict_proba(x), fitted.predict_log_proba(x)
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-12)
+    np.testing.assert_allclose(np.exp(log_p), p, rtol=1e-12)
+    np.testing.assert_array_equal(fitted.classes_[p.argmax(axis=1)], fitted.predict(x))
+    far = fitted.predict_log_proba(1e3 * x)
+    assert np.isfinite(far).all()  # where the probabilities themselves are 0 and 1
+    assert (fitted.predict_proba(1e3 * x) == 0).any()
+
+
+def test_backends(backend: str) -> None:
+    x, y = scaled("iris")
+    fitted = model(backend=backend, tol=1e-7).fit(x, y)
+    assert largest_difference(fitted, model(tol=1e-7).fit(x, y)) < 1e-4
+    assert fitted.score(x, y) > 0.95
+
+
+def test_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = model(verbose=1, tol=1e-4).fit(*scaled("iris"))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(fitted.loss_curve_)
+    assert lines[0].startswith("0: loss 1.0986123, largest entry of its gradient 0.")
+    assert f"loss {fitted.loss_curve_[-1]:.8g}" in lines[-1]
+    model().fit(*scaled("iris"))
+    assert capsys.readouterr().out == ""
+
+
+# --- calibration
+
+
+@pytest.mark.parametrize("name", ["digits", "cancer"])
+def test_calibration(name: str) -> None:
+    """An overconfident model becomes less so: the held-out loss falls to where its slope is 0."""
+    x, y = scaled(name)
+    x, held_out, y, labels = train_test_split(x, y, test_size=0.5, random_state=0, stratify=y)
+    fitted = model(C=1e3, tol=1e-5).fit(x, y)
+    said, logits = fitted.predict(held_out), fitted.decision_function(held_out)
+    before = log_loss(labels, fitted.predict_proba(held_out))
+    assert fitted.fit_temperature(held_out, labels) is fitted
+    best = log_loss(labels, fitted.predict_proba(held_out))
+    assert best < before - 0.01
+    assert fitted.temperature_ > 1
+    np.testing.assert_array_equal(fitted.predict(held_out), said)
+    np.testing.assert_array_equal(fitted.decision_function(held_out), logits)
+    found = fitted.temperature_
+    for factor in (0.99, 1.01):
+        fitted.temperature_ = factor * found
+        assert log_loss(labels, fitted.predict_proba(held_out)) > best
+    assert clone(fitted).fit(x, y).temperature_ == 1
+    assert fitted.fit(x, y).temperature_ == 1
+
+
+def test_calibration_undoes_a_temperature() -> None:
+    """Labels drawn from softmax(z / 3): nearly that is found, and weights count as rows do."""
+    rng = np.random.default_rng(0)
+    fitted = model().fit(*scaled("iris"))
+    x = rng.normal(size=(4000, 4))
+    p = sce.softmax(fitted.decision_function(x), temperature=3.0)
+    y = (p.cumsum(axis=1) < rng.uniform(size=(4000, 1))).sum(axis=1)
+    assert fitted.fit_temperature(x, y).temperature_ == pytest.approx(3, rel=0.1)
+    weight = rng.integers(0, 3, len(y))
+    weighted = fitted.fit_temperature(x, y, weight).temperature_
+    repeated = fitted.fit_temperature(np.repeat(x, weight, axis=0), np.repeat(y, weight)).temperature_
+    assert weighted == pytest.approx(repeated, rel=1e-9)
+
+
+def test_calibration_without_an_answer() -> None:
+    x, y = scaled("iris")
+    fitted = model().fit(x, y)
+    flat = model().fit(x, y)
+    flat.coef_, flat.intercept_ = np.zeros((3, 4)), np.zeros(3)
+    worst = fitted.decision_function(x).argmin(axis=1)
+    for which, labels in ((fitted, fitted.predict(x)), (fitted, worst), (flat, y)):
+        which.temperature_ = 2.0
+        with pytest.warns(ConvergenceWarning, match="no temperature fits these rows best, so it stays 1"):
+            which.fit_temperature(x, labels)
+        assert which.temperature_ == 1
+    with pytest.raises(ValueError, match="which is none of the classes"):
+        fitted.fit_temperature(x, y + 1)
+    with pytest.raises(NotFittedError):
+        model().fit_temperature(x, y)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"C": 0}, ValueError, r"C must be in \(0, inf\], got 0"),
+        ({"C": float("nan")}, ValueError, r"C must be in \(0, inf\], got nan"),
+        ({"C": "1"}, TypeError, "C must be a number, got '1'"),
+        ({"C": True}, TypeError, "C must be a number, got True"),
+        ({"solver": "saga"}, ValueError, "solver must be one of 'lbfgs', 'newton-cg', 'sgd', got 'saga'"),
+        ({"tol": -1e-4}, ValueError, r"tol must be in \[0, inf\), got -0.0001"),
+        ({"max_iter": 0}, ValueError, "max_iter must be at least 1, got 0"),
+        ({"max_iter": 1.5}, TypeError, "max_iter must be an integer, got 1.5"),
+        ({"label_smoothing": 1.1}, ValueError, r"label_smoothing must be in \[0, 1\], got 1.1"),
+        ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"batch_size": "all"}, TypeError, "batch_size must be an integer, got 'all'"),
+        ({"learning_rate": 0.0}, ValueError, r"learning_rate must be in \(0, inf\), got 0.0"),
+        ({"learning_rate": "fast"}, TypeError, "learning_rate must be a number, got 'fast'"),
+        ({"class_weight": "even"}, ValueError, "class_weight must be one of 'balanced', got 'even'"),
+        ({"class_weight": {7: 1.0}}, ValueError, "class_weight names 7, which is none of the classes"),
+        ({"class_weight": {0: -1.0}}, ValueError, "class_weight must be finite and not negative"),
+        ({"fit_intercept": 1}, TypeError, "fit_intercept must be True or False, got 1"),
+        ({"warm_start": None}, TypeError, "warm_start must be True or False, got None"),
+        ({"verbose": -1}, ValueError, "verbose must be at least 0, got -1"),
+        ({"backend": "abacus"}, sce.BackendError, "abacus"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_bad_parameters(options: dict[str, Any], error: type[Exception], words: str) -> None:
+    fitted = model(**options)
+    with pytest.raises(error, match=words):
+        fitted.fit(*data("iris"))
+    assert not hasattr(fitted, "coef_")
+
+
+@pytest.mark.parametrize("solver", [*EXACT, "sgd"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, y, u: (x, np.zeros_like(y), u), "holds only one class, .*0.*at least 2 classes"),
+        (lambda x, y, u: (x, y, np.where(y == 2, u, 0)), "holds only one class, .*2"),
+        (lambda x, y, u: (x[:1], y[:1], u[:1]), "one class"),
+        (lambda x, y, u: (x, y, 0 * u), "all rows have weight 0|at least one non-zero"),
+        (lambda x, y, u: (x, y, u - 1.5), r"sample_weight\[0\] is -0.5: weights must not be negative"),
+        (lambda x, y, u: (x, y, np.where(y == 1, np.nan, u)), "NaN"),
+        (lambda x, y, u: (x, y, u[:-1]), "sample_weight.shape"),
+        (lambda x, y, u: (np.where(x > 5, np.nan, x), y, u), "NaN"),
+        (lambda x, y, u: (np.where(x > 5, np.inf, x), y, u), "infinity"),
+        (lambda x, y, u: (x[:, :0], y, u), r"0 feature\(s\)"),
+        (lambda x, y, u: (x[:0], y[:0], u[:0]), r"0 sample\(s\)"),
+        (lambda x, y, u: (x, y[:-1], u), "inconsistent numbers"),
+        (lambda x, y, u: (x, y + 0.5, u), "Unknown label type"),
+    ],
+)
+def test_bad_data(change: Any, words: str, solver: str) -> None:
+    x, y = data("iris")
+    x, y, weight = change(x, y, np.ones(len(y)))
+    with pytest.raises(ValueError, match=words):
+        model(solver=solver).fit(x, y, weight)
+
+
+@pytest.mark.parametrize("solver", EXACT)
+def test_data_that_overflow(solver: str) -> None:
+    x, y = data("iris")
+    x[:, 2] *= 1e200
+    with pytest.raises(ValueError, match="the squares of X overflow, first in column 2: scale the features"):
+        model(solver=solver).fit(x, y)
+
+
+@pytest.mark.parametrize("solver", [*EXACT, "sgd"])
+def test_what_does_not_converge_says_so(solver: str) -> None:
+    with pytest.warns(ConvergenceWarning, match=f"{solver} did not converge in 2 .*Raise max_iter or tol"):
+        fitted = model(solver=solver, max_iter=2).fit(*data("wine"))
+    assert (fitted.n_iter_, fitted.converged_) == (2, False)
+
+
+@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_tolerance_of_nothing_ends(solver: str, dtype: Any) -> None:
+    """Rounding is the end then: no endless line search, and close to the minimum."""
+    x, y = scaled("wine")
+    best = model().fit(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = model(solver=solver, tol=0.0, max_iter=200).fit(x.astype(dtype), y)
+    assert largest_difference(fitted, best) < (1e-3 if dtype == np.float32 else 1e-6)
+
+
+def test_the_page() -> None:
+    page = Path(__file__).parents[1] / "docs" / "regression.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert tried > 5
+    assert failed == 0
+
+
+def test_without_scikit_learn() -> None:
+    code = "import sys; sys.modules['sklearn'] = None\nimport sce\nimport sce.sklearn"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: sce.sklearn needs scikit-learn (")
+    assert last.endswith("). Try: pip install 'sce[sklearn]'")
