@@ -41,6 +41,8 @@ def main() -> None:
     with pretended(World(emulate=False)) as world:
         x, y = Tensor(world.array((1, 10), "f4", 0)), Tensor(world.array(1, np.int64, 0))
         into, weight = Tensor(world.array((1, 10), "f4", 0)), Tensor(world.array(1, "f4", 1))
+        v, z = Tensor(world.array((1, 10), "f4", 0)), Tensor(world.array((1, 10), np.int64, 0))
+        by_label = Tensor(world.array(10, "f4", 1))
         options: dict[str, Any] = {"backend": "cuda", "validate": False}
         calls = {
             "loss and gradient, reused": lambda: sce.loss_and_grad(x, y, out=into, **options),
@@ -48,6 +50,17 @@ def main() -> None:
             "of each row": lambda: sce.loss_and_grad(x, y, out=into, reduction="none", **options),
             "with sample weights": lambda: sce.loss_and_grad(x, y, out=into, sample_weight=weight, **options),
             "loss alone": lambda: sce.cross_entropy(x, y, **options),
+            "and the Hessian's diagonal": lambda: sce.loss_grad_hess(x, y, out=into, **options),
+            "Hessian times v": lambda: sce.hvp(x, y, v, out=into, **options),
+            "the same, over v": lambda: sce.hvp(x, y, v, out=v, **options),
+            "softmax backwards": lambda: sce.softmax_vjp(x, v, out=into, backend="cuda"),
+            "log-softmax backwards": lambda: sce.log_softmax_vjp(x, v, out=into, backend="cuda"),
+            "binary": lambda: sce.binary_loss_and_grad(x, z, out=into, **options),
+            "binary, weights by label": lambda: sce.binary_loss_and_grad(
+                x, z, pos_weight=by_label, sample_weight=weight, out=into, **options
+            ),
+            "binary loss alone": lambda: sce.binary_cross_entropy(x, z, **options),
+            "binary and its Hessian": lambda: sce.binary_loss_grad_hess(x, z, out=into, **options),
         }
         if args.cprofile:
             profile = cProfile.Profile()

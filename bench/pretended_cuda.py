@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-NAMES = ("float16", "bfloat16", "float32", "float64", "uint8", "int32", "int64", "bool")
+NAMES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64", "bool")
 
 
 class World:
@@ -49,6 +49,8 @@ class World:
             return NULL
         for begin, x in self.memory.items():
             if begin <= address < begin + max(1, x.nbytes):
+                if x.itemsize > 1 and x.dtype != dtype:  # bytes are scratch memory, for anything
+                    raise TypeError(f"memory of {x.dtype} is passed for {dtype}.")
                 found = Pointer(x.reshape(-1).view(np.uint8).view(dtype))
                 found.origin, found.address = (address - begin) // dtype.itemsize, address
                 return found

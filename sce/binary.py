@@ -13,7 +13,16 @@ from .backend import Array, BackendError, Problem, memory_at
 from .device import describe
 from .functions import solve
 from .layout import as_host, dtype_name, layout, native, on_device
-from .problem import Request, check_numbers, frozen, place_of_all, total_weight
+from .problem import (
+    Request,
+    check_numbers,
+    frozen,
+    place_of_all,
+    recognised,
+    remembered,
+    sight,
+    total_weight,
+)
 from .select import obtain
 
 
@@ -116,6 +125,7 @@ def binary_loss_and_grad(
         grad_scale=grad_scale,
         out=out,
         validate=validate,
+        recognise=True,
     )
     values = solve(request, obtain(request.problem, backend))
     return values["loss"], values["grad"]
@@ -157,6 +167,7 @@ def binary_cross_entropy(
         denominator=denominator,
         empty=empty,
         validate=validate,
+        recognise=True,
     )
     return solve(request, obtain(request.problem, backend))["loss"]
 
@@ -212,6 +223,7 @@ def binary_loss_grad_hess(
         grad_scale=grad_scale,
         out=out,
         validate=validate,
+        recognise=True,
     )
     values = solve(request, obtain(request.problem, backend))
     return values["loss"], values["grad"], values["hess_diag"]
@@ -235,16 +247,27 @@ def prepare_binary(
     grad_scale: float = 1.0,
     out: Any = None,
     validate: bool = True,
+    recognise: bool = False,
 ) -> Request:
     """Check everything, then build: `problem.prepare` for one logit per element."""
     number = not (on_device(pos_weight) or isinstance(pos_weight, (list, tuple)) or _axes(pos_weight))
     arrays = {
         "logits": logits,
         "target": target,
-        "pos_weight": None if number else pos_weight,
         "sample_weight": sample_weight,
+        "pos_weight": None if number else pos_weight,
         "out": out,
     }
+    outputs = tuple(outputs)
+    seen = None
+    if recognise and type(logits) is not np.ndarray:
+        asked = (
+            "binary", ignore_index, label_smoothing, temperature, reduction, denominator, empty, grad_scale,
+            hess_scale, hess_min, validate, outputs, pos_weight if number else None,
+        )  # fmt: skip
+        seen = sight([*arrays.values()], asked)
+        if seen is not None and (found := recognised(seen, logits, out)) is not None:
+            return found
     place = place_of_all(arrays)
     given, given_out, device = logits, out, place is not None
     if place is not None:
@@ -326,7 +349,8 @@ def prepare_binary(
     )
     if place is not None:
         problem = problem._replace(device=place.device, stream=place.stream, wait=place.wait)
-        return Request(problem, where, x, out, problem.empty, given, given_out)
+        request = Request(problem, where, x, out, problem.empty, given, given_out)
+        return request._replace(alike=None if seen is None else remembered(seen, request))
     return Request(problem, where, x, out, problem.empty)
 
 

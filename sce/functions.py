@@ -12,7 +12,7 @@ import numpy as np
 from . import checks
 from .backend import Answer, Array, Backend, Bound, Illegal, Problem, arrays
 from .device import Place, address, describe, library_of, maker
-from .problem import NO_TARGET, Request, bare, elsewhere, prepare
+from .problem import NO_TARGET, Request, elsewhere, prepare
 from .select import Decision, decide, obtain
 
 _MATRICES = ("grad", "hess_diag", "log_softmax", "hvp", "log_softmax_jvp")
@@ -317,12 +317,11 @@ def softmax(
         axis=axis,
         temperature=temperature,
         reduction="none",
+        grad_scale=temperature,  # d logsumexp(x / T) / dx carries a factor 1 / T that softmax does not
         out=out,
         recognise=True,
     )
-    # d logsumexp(x / T) / dx carries a factor 1 / T that softmax does not.
-    problem = request.problem._replace(grad_scale=request.problem.temperature)
-    return solve(request._replace(problem=problem), obtain(problem, backend))["grad"]
+    return solve(request, obtain(request.problem, backend))["grad"]
 
 
 def log_softmax(
@@ -428,12 +427,8 @@ class _Call(NamedTuple):
 
 def _solve_on_device(request: Request, backend: Any) -> dict[str, Any]:
     """The same for arrays on a device: the answer is of the caller's own type, and nothing is copied."""
-    alike, key, call = request.alike, None, None
-    if alike is not None:
-        facts = request.problem if request.at else bare(request.problem)
-        # Some functions change the problem that was prepared.
-        key = backend if facts is alike.facts or facts == alike.facts else (backend, facts)
-        call = alike.calls.get(key) if request.at else None
+    alike = request.alike
+    call = alike.calls.get(backend) if alike is not None and request.at else None
     if call is not None:
         found, at = [], [*request.at]
         into = 0 if request.given_out is None else at.pop()
@@ -445,7 +440,7 @@ def _solve_on_device(request: Request, backend: Any) -> dict[str, Any]:
     request = elsewhere(request)
     call, found, at = _bound(request, backend)
     if alike is not None and _as_aligned(call, at):
-        alike.calls[key] = call
+        alike.calls[backend] = call
     return _called(call, found, at, request, request.problem.stream)
 
 

@@ -18,7 +18,7 @@ from .backend import Answer, Array
 from .device import Place, describe, identity, maker
 from .functions import run_on_device, solve
 from .layout import on_device
-from .problem import Request, prepare
+from .problem import prepare
 from .select import obtain
 
 _BLOCK = 1 << 15  # numbers of a Jacobian that are worked on at once: they stay in the cache
@@ -94,8 +94,7 @@ def softmax_jvp(
     >>> sce.softmax_jvp([0.0, 0.0], [1.0, 3.0])
     array([-0.5,  0.5])
     """
-    request = _prepare(x, v, "hvp", axis, temperature, out)
-    return _solve(request, backend, "hvp", hess_scale=request.problem.temperature)
+    return _product(x, v, "hvp", axis, temperature, out, backend, hess_scale=temperature)
 
 
 def softmax_vjp(
@@ -133,8 +132,7 @@ def log_softmax_jvp(
     >>> sce.log_softmax_jvp([0.0, 0.0], [1.0, 3.0])
     array([-1.,  1.])
     """
-    request = _prepare(x, v, "log_softmax_jvp", axis, temperature, out)
-    return _solve(request, backend, "log_softmax_jvp")
+    return _product(x, v, "log_softmax_jvp", axis, temperature, out, backend)
 
 
 def log_softmax_vjp(
@@ -155,29 +153,24 @@ def log_softmax_vjp(
     >>> sce.log_softmax_vjp([0.0, 0.0], [1.0, 3.0])
     array([-1.,  1.])
     """
-    request = _prepare(x, v, "grad", axis, temperature, out)
-    along = request.problem.direction
-    if request.out is not None and along is not None:
-        checks.overlap(request.out, {"v": along})
-    return _solve(
-        request,
-        backend,
-        "grad",
-        target="distribution",
-        distribution=along,
-        direction=None,
-        grad_scale=-1.0,
+    return _product(x, v, "grad", axis, temperature, out, backend, v_is_target=True, grad_scale=-1.0)
+
+
+def _product(
+    x: Any, v: Any, output: str, axis: int, temperature: float, out: Any, backend: str | None, **options: Any
+) -> Any:
+    request = prepare(
+        x,
+        name="x",
+        outputs=(output,),
+        axis=axis,
+        temperature=temperature,
+        reduction="none",
+        v=v,
+        out=out,
+        recognise=True,
+        **options,
     )
-
-
-def _prepare(x: Any, v: Any, output: str, axis: int, temperature: float, out: Any) -> Request:
-    return prepare(
-        x, name="x", outputs=(output,), axis=axis, temperature=temperature, reduction="none", v=v, out=out
-    )
-
-
-def _solve(request: Request, backend: str | None, output: str, **changes: Any) -> Any:
-    request = request._replace(problem=request.problem._replace(**changes))
     return solve(request, obtain(request.problem, backend))[output]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,14 +11,18 @@ import numpy as np
 
 from . import checks
 from .backend import Array, BackendError, Problem, TargetKind, memory_at
-from .device import Glance, Place, describe, glance, place_of, read_only
+from .device import Place, describe, glance, place_of, read_only
 from .layout import Layout, as_host, dtype_name, layout, native, on_device
 
 NO_TARGET: Any = object()  # not None: a target, or a v, that is None is somebody's mistake
 _BLOCK = 1 << 16  # rows summed at once, so that the temporaries of a denominator stay small
 
 
-_ARRAYS = ("logits", "labels", "distribution", "direction", "class_weight", "sample_weight", "logit_bias")
+# Those of a problem, in the order of its fields: the order, too, in which `sight` is given them.
+_ARRAYS = (
+    "logits", "labels", "distribution", "direction", "class_weight", "sample_weight", "logit_bias",
+    "pos_weight",
+)  # fmt: skip
 
 
 class Alike:
@@ -30,8 +34,16 @@ class Alike:
         self.first = first  # the first such call's request, without the caller's arrays
         self.facts = bare(first.problem)
         self.calls: dict[Any, Any] = {}  # what the public functions keep
-        given = [*(getattr(first.problem, name) for name in _ARRAYS), first.out]
-        self.bounds = [_reach(x) for x in given if x is not None]
+        given = [*_arrays(first.problem).values(), *([] if first.out is None else [first.out])]
+        self.bounds = [_reach(x) for x in given]
+
+
+class Sight(NamedTuple):
+    """A call on a device at a glance."""
+
+    key: Any  # what calls that are alike have in common
+    at: tuple[int, ...]  # where their arrays are; those that are None left out
+    stream: int
 
 
 class Request(NamedTuple):
@@ -75,6 +87,7 @@ def prepare(
     hess_scale: float = 1.0,
     hess_min: float | None = None,
     v: Any = NO_TARGET,
+    v_is_target: bool = False,
     out: Any = None,
     validate: bool = True,
     recognise: bool = False,
@@ -82,7 +95,8 @@ def prepare(
     """Check everything, then build. Without a target: softmax and its relatives (q = 0, Q = 1).
 
     `recognise`: on a device, the request may be that of an earlier call (see `Request`), for `solve` alone.
-    `out` is for the gradient, or for whichever derivative along `v` is wanted.
+    `out` is for the gradient, or for whichever derivative along `v` is wanted. `v_is_target`: v is the
+    distribution of the problem, by a name that its caller knows.
     """
     arrays = {
         name: logits,
@@ -94,17 +108,15 @@ def prepare(
         "out": out,
     }
     outputs = tuple(outputs)
-    seen, key = None, None
+    seen = None
     if recognise and type(logits) is not np.ndarray:
-        seen = glance([*arrays.values()])
-    if seen is not None:
         asked = (
             name, axis, ignore_index, label_smoothing, temperature, softcap, z_loss, reduction, denominator,
             empty, grad_scale, hess_scale, hess_min, validate, outputs, target is NO_TARGET, v is NO_TARGET,
+            v_is_target,
         )  # fmt: skip
-        in_place = out is not None and seen.at[0] == seen.at[-1]
-        key = seen.common, asked, tuple(map(type, asked)), in_place
-        if (found := _recognised(key, seen, logits, out)) is not None:
+        seen = sight([*arrays.values()], asked)
+        if seen is not None and (found := recognised(seen, logits, out)) is not None:
             return found
     place = place_of_all(arrays)
     given, given_out, device = logits, out, place is not None
@@ -134,6 +146,8 @@ def prepare(
     u = checks.vector("sample_weight", sample_weight, rows_shape, "one weight per row", validate, device)
     b = checks.logit_bias(logit_bias, (classes,), validate, device)
     along = None if v is NO_TARGET else checks.direction(v, x.shape)
+    if v_is_target:
+        kind, soft, along = "distribution", along, None
     numbers = (
         label_smoothing, temperature, softcap, z_loss, grad_scale, hess_scale, hess_min, reduction,
         denominator, empty,
@@ -148,7 +162,7 @@ def prepare(
     if out is not None:
         checks.out(out, x.shape, checks.matrix_dtypes(x.dtype))
         inputs = {key: as_host(a, key) for key, a in arrays.items() if a is not None and key != "out"}
-        checks.overlap(out, inputs, in_place=(name, "v"))
+        checks.overlap(out, inputs, in_place=(name,) if v_is_target else (name, "v"))
 
     u, labels = _flat(u), _flat(labels)
     own = device and reduction == "mean" and divisor is None and _weighs(labels, ignore, w, u)
@@ -187,7 +201,7 @@ def prepare(
     if place is not None:
         problem = problem._replace(device=place.device, stream=place.stream, wait=place.wait)
         request = Request(problem, where, x, out, problem.empty)
-        alike = None if seen is None else _remembered(key, request, len(seen.at))
+        alike = None if seen is None else remembered(seen, request)
         return request._replace(given=given, given_out=given_out, alike=alike)
     return Request(problem, where, x, out, problem.empty)
 
@@ -196,21 +210,32 @@ _known: dict[Any, Alike] = {}
 _MOST_KNOWN = 1024
 
 
-def _remembered(key: Any, request: Request, count: int) -> Alike | None:
-    """From now on, such calls are recognised. `count` arrays were seen."""
+def sight(given: Sequence[Any], asked: tuple[Any, ...]) -> Sight | None:
+    """A call's arrays, the logits first and `out` last, and its options. None: it cannot be recognised."""
+    seen = glance(given)
+    if seen is None:
+        return None
+    over = 0, 0
+    if given[-1] is not None:  # of several arrays, `out` may lie over the logits, over v, or over both
+        over = seen.at.index(seen.at[-1]), seen.at.count(seen.at[-1])
+    return Sight((seen.common, asked, tuple(map(type, asked)), over), seen.at, seen.stream)
+
+
+def remembered(seen: Sight, request: Request) -> Alike | None:
+    """From now on, such calls are recognised."""
     if len(_known) >= _MOST_KNOWN:
         _known.clear()
     alike = Alike(request)
     try:
-        return _known.setdefault(key, alike) if len(alike.bounds) == count else None
+        return _known.setdefault(seen.key, alike) if len(alike.bounds) == len(seen.at) else None
     except TypeError:  # an option that cannot be looked up
         return None
 
 
-def _recognised(key: Any, seen: Glance, logits: Any, out: Any) -> Request | None:
+def recognised(seen: Sight, logits: Any, out: Any) -> Request | None:
     """The request of a call like an earlier one, which needs no more checks but where `out` lies."""
     try:
-        alike = _known.get(key)
+        alike = _known.get(seen.key)
     except TypeError:
         return None
     if alike is None or (out is not None and not _apart(alike.bounds, seen.at)):
@@ -231,18 +256,29 @@ def _reach(x: Array) -> tuple[int, int]:
 
 
 def _apart(bounds: list[tuple[int, int]], at: tuple[int, ...]) -> bool:
-    """Is `out`, the last, the logits or apart from all inputs? If not, the long way has a closer look."""
+    """Is `out`, the last, each input or apart from it? If not, the long way has a closer look.
+
+    At which inputs' very addresses it may be was looked at in the first such call.
+    """
     low, high = bounds[-1][0] + at[-1], bounds[-1][1] + at[-1]
-    for i in range(at[0] == at[-1], len(at) - 1):
-        if low < at[i] + bounds[i][1] and at[i] + bounds[i][0] < high:
+    for i in range(len(at) - 1):
+        if at[i] != at[-1] and low < at[i] + bounds[i][1] and at[i] + bounds[i][0] < high:
             return False
     return True
 
 
+def _arrays(problem: Problem) -> dict[str, Array]:
+    """Those that it has, by name."""
+    both = ((name, getattr(problem, name)) for name in _ARRAYS)
+    return {name: x for name, x in both if isinstance(x, np.ndarray)}
+
+
 def bare(problem: Problem) -> Problem:
     """Its facts and options, without arrays and stream: something to compare and to look up by."""
-    nothing: Any = None
-    return problem._replace(**dict.fromkeys(_ARRAYS, nothing), stream=0)
+    nothing: Any = dict.fromkeys(_ARRAYS)
+    if not isinstance(problem.pos_weight, np.ndarray):
+        nothing["pos_weight"] = problem.pos_weight
+    return problem._replace(**nothing, stream=0)
 
 
 def elsewhere(request: Request) -> Request:
@@ -250,10 +286,8 @@ def elsewhere(request: Request) -> Request:
     if request.alike is None or not request.at:
         return request
     first = request.alike.first
-    names = [name for name in _ARRAYS if getattr(first.problem, name) is not None]
-    moved = {
-        name: _moved(getattr(first.problem, name), at) for name, at in zip(names, request.at, strict=False)
-    }
+    given = _arrays(first.problem)
+    moved = {name: _moved(x, at) for (name, x), at in zip(given.items(), request.at, strict=False)}
     out = None if first.out is None else _moved(first.out, request.at[-1])
     kept = {name: frozen(x) for name, x in moved.items()}
     whole = request.problem._replace(**kept, stream=request.stream)

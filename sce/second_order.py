@@ -101,6 +101,7 @@ def loss_grad_hess(
         hess_min=hess_min,
         out=out,
         validate=validate,
+        recognise=True,
     )
     values = solve(request, obtain(request.problem, backend))
     return values["loss"], values["grad"], values["hess_diag"]
@@ -184,5 +185,6 @@ def hvp(
         v=v,
         out=out,
         validate=validate,
+        recognise=True,
     )
     return solve(request, obtain(request.problem, backend))["hvp"]

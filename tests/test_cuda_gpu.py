@@ -17,7 +17,7 @@ import sce
 pytest.importorskip("greenlet", reason="the emulator needs greenlet")
 pytest.importorskip("platformdirs", reason="the kernels' cache needs platformdirs")
 
-from sce import problem
+from sce import binary, problem
 from sce_backends.cuda import absence, gpu, plan
 
 spec = importlib.util.spec_from_file_location(
@@ -75,19 +75,178 @@ OPTIONS = {
 }
 
 
+@pytest.fixture
+def made(monkeypatch):
+    """What is worked out: a problem for the device, or an array described."""
+    found = []
+    for where, name in ((gpu, "Bound"), (gpu, "Recorder"), (problem, "describe"), (binary, "describe")):
+        before = getattr(where, name)
+        monkeypatch.setattr(
+            where, name, lambda *given, name=name, before=before: found.append(name) or before(*given)
+        )
+    return found
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("validate", [True, False])
-def test_calls_that_are_alike_are_worked_out_once(world, on, monkeypatch, options, validate):
-    made, described = [], []
-    bound, described_by = gpu.Bound, problem.describe
-    monkeypatch.setattr(gpu, "Bound", lambda *given: made.append(1) or bound(*given))
-    monkeypatch.setattr(problem, "describe", lambda *given: described.append(1) or described_by(*given))
+def test_calls_that_are_alike_are_worked_out_once(world, on, made, options, validate):
+    counts = []
     for _ in range(3):
         x, y = rng.normal(size=(5, 7)).astype("f4"), rng.integers(0, 7, 5)
         same(*both(on, x, y, validate=validate, **options))
-        once = len(described)
-    assert (len(made), once) == (1, len(described))
+        counts.append(len(made))
+    assert counts[0] == counts[-1] > 0
     assert len(problem._known) == 1
+
+
+def matrices(n):
+    return [rng.normal(size=(5, 7)).astype("f4") for _ in range(n)]
+
+
+def labelled(n=1):
+    x, *v = matrices(n)
+    return x, rng.integers(0, 7, 5), *v
+
+
+def of_two_classes(kind=np.int64):
+    return *matrices(1), rng.integers(0, 2, (5, 7)).astype(kind)
+
+
+def weighed(**of_class_1):
+    def inputs():
+        return {"sample_weight": rng.uniform(0, 1, 5), **of_class_1}
+
+    return inputs
+
+
+def by_label():
+    return {"pos_weight": rng.uniform(1, 2, 7).astype("f4"), "sample_weight": rng.uniform(0, 1, (5, 7))}
+
+
+CALLS = {  # function, arrays by position, options
+    "diagonal": (sce.loss_grad_hess, labelled, dict),
+    "diagonal, all weights": (
+        sce.loss_grad_hess,
+        labelled,
+        lambda: {"class_weight": rng.uniform(1, 2, 7), "hess_scale": 2.0, "hess_min": 0.1, **weighed()()},
+    ),
+    "Hessian times v": (sce.hvp, lambda: labelled(2), dict),
+    "the same, of distributions": (sce.hvp, lambda: matrices(3), lambda: {"softcap": 3.0, "z_loss": 0.1}),
+    "the same, all weights": (
+        sce.hvp,
+        lambda: labelled(2),
+        lambda: {"class_weight": rng.uniform(1, 2, 7), "logit_bias": rng.normal(size=7), **weighed()()},
+    ),
+    "softmax_jvp": (sce.softmax_jvp, lambda: matrices(2), lambda: {"temperature": 0.7}),
+    "softmax_vjp": (sce.softmax_vjp, lambda: matrices(2), lambda: {"temperature": 0.7}),
+    "log_softmax_jvp": (sce.log_softmax_jvp, lambda: matrices(2), lambda: {"temperature": 0.7}),
+    "log_softmax_vjp": (sce.log_softmax_vjp, lambda: matrices(2), lambda: {"temperature": 0.7}),
+    "binary": (sce.binary_loss_and_grad, of_two_classes, dict),
+    "binary loss": (sce.binary_cross_entropy, lambda: of_two_classes(bool), weighed(pos_weight=2.0)),
+    "binary diagonal": (sce.binary_loss_grad_hess, lambda: of_two_classes("f4"), by_label),
+    "binary, each": (sce.binary_loss_and_grad, of_two_classes, lambda: {"reduction": "none", **by_label()}),
+    "binary, ignored": (sce.binary_loss_and_grad, of_two_classes, lambda: {"ignore_index": 1}),
+}
+
+
+def compare(on, function, arrays, options, tolerance=2e-6, backend="cuda"):
+    """What a function answers on the device is the reference's answer."""
+    there = {k: on(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    got = function(*map(on, arrays), backend=backend, **there)
+    want = function(*arrays, backend="reference", **options)
+    pairs = zip(got, want, strict=True) if isinstance(want, tuple) else ((got, want),)
+    for mine, theirs in pairs:
+        assert isinstance(mine, pretence.Tensor)
+        assert mine.memory.dtype == np.asarray(theirs).dtype
+        np.testing.assert_allclose(mine.memory, theirs, rtol=tolerance, atol=1e-7)
+
+
+@pytest.mark.parametrize(("function", "arrays", "options"), CALLS.values(), ids=CALLS.keys())
+def test_so_are_calls_of_every_function(world, on, made, function, arrays, options):
+    counts = []
+    for _ in range(3):
+        compare(on, function, arrays(), options())
+        counts.append(len(made))
+    assert counts[0] == counts[-1] > 0
+    assert len(problem._known) == 1
+
+
+@pytest.mark.parametrize(("function", "arrays", "options"), CALLS.values(), ids=CALLS.keys())
+def test_another_backend_is_told_where_all_arrays_are(world, on, pretended, function, arrays, options):
+    for backend in ("cuda", pretended.__name__):
+        compare(on, function, arrays(), options(), backend=backend)
+    assert len(problem._known) == len(pretended.problems) == 1
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0)])
+def test_a_product_goes_over_v_over_the_logits_over_both_or_elsewhere(world, on, made, order):
+    counts = []
+    for _ in range(2):
+        for way in order:
+            x, y, v = labelled(2)
+            given = [on(x), on(v)]
+            if way == 3:
+                v, given = x, given[:1] * 2
+            out = on(np.zeros_like(x)) if way == 2 else given[way % 2]
+            assert sce.hvp(given[0], on(y), given[1], out=out, backend="cuda") is out
+            want = sce.hvp(x, y, v, backend="reference")
+            np.testing.assert_allclose(out.memory, want, rtol=2e-6, atol=1e-7)
+        counts.append(len(made))
+    assert counts[0] == counts[-1] > 0
+    assert len(problem._known) == len(order)
+
+
+def test_a_product_over_memory_that_overlaps_is_refused_also_when_the_call_is_known(world, on):
+    x, y, v = map(on, labelled(2))
+    sce.hvp(x, y, v, out=on(matrices(1)[0]), backend="cuda")
+    memory = world.array(80, "f4", 1)
+    first, second = (pretence.Tensor(memory[i : i + 35].reshape(5, 7)) for i in (0, 16))
+    with pytest.raises(ValueError, match="out overlaps v"):
+        sce.hvp(x, y, first, out=second, backend="cuda")
+    with pytest.raises(ValueError, match="out overlaps logits"):
+        sce.hvp(first, y, v, out=second, backend="cuda")
+    sce.log_softmax_vjp(x, v, out=on(matrices(1)[0]), backend="cuda")
+    with pytest.raises(ValueError, match="out overlaps v"):  # which it reads when it has written already
+        sce.log_softmax_vjp(x, v, out=v, backend="cuda")
+
+
+def test_binary_options_are_told_apart(world, on):
+    """Numbers and arrays, weights of samples and of elements, label dtypes, and what `out` lies over."""
+    for _ in range(2):
+        x, y = of_two_classes()
+        for options in (
+            {},
+            {"pos_weight": 2.0},
+            {"pos_weight": 3.0},
+            {"pos_weight": np.full(7, 2.0)},
+            {"sample_weight": rng.random(5)},
+            {"sample_weight": rng.random((5, 7))},
+            {"temperature": 2.0},
+        ):
+            compare(on, sce.binary_loss_and_grad, (x, y), options)
+        compare(on, sce.binary_loss_and_grad, (x, y.astype("i1")), {})
+        compare(on, sce.binary_loss_and_grad, (x, y.astype("f8")), {})
+        own = on(x)
+        got = sce.binary_loss_and_grad(own, on(y), out=own, backend="cuda")
+        assert got[1] is own
+        same(got, sce.binary_loss_and_grad(x, y, backend="reference"))
+    assert len(problem._known) == 10
+
+
+def test_bad_binary_input_is_found_in_a_call_that_is_known(world, on):
+    x, y = of_two_classes()
+    u = np.ones(5)
+    into = on(np.full_like(x, 7))
+    sce.binary_loss_and_grad(on(x), on(y), sample_weight=on(u), out=on(x), backend="cuda")
+    y[2, 1] = 2
+    with pytest.raises(sce.LabelError, match=r"label 2 at position \(2, 1\) is outside \[0, 2\)"):
+        sce.binary_loss_and_grad(on(x), on(y), sample_weight=on(u), out=into, backend="cuda")
+    y[2, 1], u[3] = 1, np.inf
+    with pytest.raises(ValueError, match=r"sample_weight must be finite: it is not for the element at 3, 0"):
+        sce.binary_loss_and_grad(on(x), on(y), sample_weight=on(u), out=into, backend="cuda")
+    assert (into.memory == 7).all()
+    with pytest.raises(TypeError, match="pos_weight must be a real number"):
+        sce.binary_loss_and_grad(on(x), on(y), pos_weight=True, backend="cuda")
 
 
 def test_what_differs_is_worked_out_anew(world, on):

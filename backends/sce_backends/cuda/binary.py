@@ -35,7 +35,7 @@ class Binary(NamedTuple):
     pos_weight: str
     grad: str
     hess: bool
-    loss: str  # "rows": one value each; "pairs": two words per block, to be summed; "": not wanted
+    loss: str  # "pairs": two words per block, to be summed; a dtype: one value each; "": not wanted
     width: int  # logits of a vector: what 16 bytes hold, or 1
     flat: bool
     labelled: bool
@@ -59,7 +59,7 @@ def arguments(spec: Binary) -> tuple[tuple[str, str], ...]:
     of = {
         "logits": spec.logits, "target": spec.target, "sample_weight": spec.sample_weight,
         "pos_weight": spec.pos_weight, "grad": spec.grad or spec.real, "hess_diag": spec.logits,
-        "loss": spec.real, "total": "float64",
+        "loss": _of_loss(spec), "total": "float64",
     }  # fmt: skip
     return (
         *((name, f"*{dtype}") for name, dtype in of.items()),
@@ -67,6 +67,11 @@ def arguments(spec: Binary) -> tuple[tuple[str, str], ...]:
         *((f"{name}{word}", spec.real) for name in PAIRS for word in ("", "_tail")),
         ("hess_min", spec.real),
     )
+
+
+def _of_loss(spec: Binary) -> str:
+    """The dtype of the loss's memory: one value each may be narrower than what is computed in."""
+    return spec.real if spec.loss in ("", "pairs") else spec.loss
 
 
 def kernel(d: Any, spec: Binary) -> Callable[..., None]:
@@ -82,7 +87,7 @@ def kernel(d: Any, spec: Binary) -> Callable[..., None]:
     read_label = d.reader(spec.target if spec.labelled else "int64", np.int64)
     read_y = d.reader("float64" if spec.labelled else spec.target, real)
     read_u, read_w = d.reader(spec.sample_weight, real), d.reader(spec.pos_weight, real)
-    read_total, write_loss = d.reader("float64", np.float64), d.writer(spec.real, real)
+    read_total, write_loss = d.reader("float64", np.float64), d.writer(_of_loss(spec), real)
     to = spec.grad or spec.logits
     write_grad, put_grad = d.writer(to, real), d.putter(to, real)
     write_hess, put_hess = d.writer(spec.logits, real), d.putter(spec.logits, real)

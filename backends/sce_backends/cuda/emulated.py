@@ -66,6 +66,9 @@ class Machine:
         for name, kind in kernels.arguments(launch.spec):
             value = values[name]
             if kind.startswith("*"):
+                # A GPU goes by what it is told: the kernel's dtype must be the memory's.
+                if value is not None and value.dtype.name != kind[1:]:
+                    raise TypeError(f"{name} has dtype {value.dtype}, and the kernel takes {kind[1:]}.")
                 args.append(NULL if value is None else Pointer(value))
             else:
                 args.append(np.dtype(kind).type(value))

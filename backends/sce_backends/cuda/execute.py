@@ -73,14 +73,13 @@ def total_weight(problem: Problem, machine: Machine) -> Array:
 
 def illegal(problem: Problem, machine: Machine, download: Callable[[Array], Array]) -> Illegal:
     """The first illegal label and weights: a small kernel, whose findings are read back."""
-    found = survey(problem, machine)
-    return Illegal() if found is None else verdict(problem, download(found), download)
+    if not can_be_illegal(problem):
+        return Illegal()
+    return verdict(problem, download(survey(problem, machine)), download)
 
 
-def survey(problem: Problem, machine: Machine) -> Array | None:
-    """Where labels and weights are illegal, by blocks of survey.py. None if nothing can be."""
-    if not _can_be_illegal(problem) or not problem.rows:
-        return None
+def survey(problem: Problem, machine: Machine) -> Array:
+    """Where labels and weights are illegal, by blocks of survey.py."""
     launch = plan.binary_survey(problem) if problem.binary else plan.survey(problem)
     values = _surveyed(problem, launch, machine)
     machine.run(launch, values)
@@ -100,15 +99,18 @@ def verdict(problem: Problem, found: Array, download: Callable[[Array], Array]) 
     return Illegal(label, value, sample, of_class, bias)
 
 
-def _can_be_illegal(problem: Problem) -> bool:
+def can_be_illegal(problem: Problem) -> bool:
+    """Is there anything that a survey would look at?"""
     given = (problem.labels, problem.class_weight, problem.sample_weight, problem.logit_bias)
-    return any(x is not None for x in given) or isinstance(problem.pos_weight, np.ndarray)
+    some = any(x is not None for x in given) or isinstance(problem.pos_weight, np.ndarray)
+    return some and problem.rows > 0
 
 
 def _surveyed(problem: Problem, launch: Launch, machine: Machine) -> dict[str, Any]:
     """The arguments of survey.py, or of binary_survey.py."""
     if problem.binary:
         return _elements(problem, Answer()) | {
+            "target": problem.labels,  # what else a target is, is not looked at
             "found": machine.memory(FOUND_BAD * launch.blocks, "int64"),
             "sums": machine.memory(2 * launch.blocks, "float64"),
         }

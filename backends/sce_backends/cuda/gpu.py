@@ -16,7 +16,7 @@ import numpy as np
 from sce.backend import Answer, Array, BackendError, Illegal, Problem, arrays, memory_at
 
 from . import absence, cache, kernels, plan
-from .execute import execute, survey, total_weight, verdict
+from .execute import can_be_illegal, execute, survey, total_weight, verdict
 from .plan import Device, Launch, Spec
 from .record import ALIGNED, Program, Recorder
 
@@ -173,6 +173,7 @@ class Bound:
         self._problem, self._answer = problem, answer
         self._played: Played | None = None
         self._survey: tuple[Played, Array, int, int | None] | None = None
+        self._legal = not can_be_illegal(problem)
 
     def run(self, at: Sequence[int], stream: int) -> None:
         if self._played is None:
@@ -185,10 +186,11 @@ class Bound:
             on.sync()
 
     def inspect(self, at: Sequence[int], stream: int) -> Illegal:
+        if self._legal:
+            return Illegal()
         if self._survey is None:
             recorder = Recorder(self._problem, self._answer, self._gpu.device)
-            if (found := survey(self._problem, recorder)) is None:
-                return Illegal()
+            found = survey(self._problem, recorder)
             labels = None if self._problem.labels is None else recorder.place(self._problem.labels)[0]
             self._survey = Played(self._gpu, recorder.program()), found, recorder.place(found)[1], labels
         played, found, offset, labels = self._survey

@@ -366,7 +366,7 @@ def binary(problem: Problem, answer: Answer) -> Launch:
         pos_weight=_name(w),
         grad="" if grad is None else _name(grad),
         hess=hess is not None,
-        loss="" if answer.loss is None else "pairs" if problem.reduce else "rows",
+        loss="" if answer.loss is None else "pairs" if problem.reduce else _name(answer.loss),
         width=width,
         flat=flat,
         labelled=problem.labels is not None,
