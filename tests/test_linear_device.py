@@ -49,11 +49,19 @@ class Held:
         def concat(arrays):
             return Held(np.concatenate([a.memory for a in arrays]))
 
+        def stack(arrays):
+            return Held(np.stack([a.memory for a in arrays]))
+
+        def matmul(a, b, out):
+            np.matmul(a.memory, b.memory, out=out.memory)
+
         def empty(shape, dtype, device):
             return Held(np.full(shape, np.nan, dtype))
 
         types = {name: np.dtype(name) for name in ("float16", "float32", "float64")}
-        return SimpleNamespace(empty=empty, nan_to_num=nan_to_num, concat=concat, **types)
+        made = SimpleNamespace(empty=empty, nan_to_num=nan_to_num, concat=concat, **types)
+        made.stack, made.matmul = stack, matmul
+        return made
 
     def __getitem__(self, key):
         return Held(self.memory[key])
@@ -75,6 +83,9 @@ class Held:
         return Held(self.memory * memory_of(other))
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def astype(self, dtype):
+        return Held(self.memory.astype(dtype))
 
     def __pow__(self, other):
         return Held(self.memory**other)
@@ -100,6 +111,41 @@ def held(x):
     return Held(np.array(x)) if isinstance(x, np.ndarray) else x
 
 
+@pytest.fixture(params=["as CuPy's", "torch"])
+def put(request, monkeypatch):
+    """Puts an array there: of the class above, or a tensor of the host's that says it is on a device."""
+    return held if request.param != "torch" else tensors(monkeypatch)
+
+
+def tensors(monkeypatch):
+    torch = pytest.importorskip("torch")
+
+    class Tensor(torch.Tensor):
+        is_cuda = True
+
+        def get_device(self):
+            return 0
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+        def __dlpack__(self, **options):
+            return self.as_subclass(torch.Tensor).__dlpack__()
+
+        @property
+        def memory(self):
+            return self.as_subclass(torch.Tensor).numpy()
+
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *given, **named: empty(*given, **named).as_subclass(Tensor))
+    return lambda x: torch.tensor(x).as_subclass(Tensor) if isinstance(x, np.ndarray) else x
+
+
+def numpy_of(x):
+    return np.asarray(x.memory)
+
+
 OPTIONS = {
     "plain": {},
     "penalty": {"l2": 0.3, "grad_scale": 4.0},
@@ -113,18 +159,17 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_values(options, rows):
+def test_values(options, rows, put):
     want_loss, want = sce.linear_loss_and_grad(X, W, Y, bias=BIAS, backend="reference", **options)
-    there = {name: held(v) for name, v in options.items()}
-    loss, grads = sce.linear_loss_and_grad(
-        held(X), held(W), held(Y), bias=held(BIAS), backend=PLACED, **there
-    )
-    assert all(isinstance(a, Held) for a in (loss, *grads))
+    there = {name: put(v) for name, v in options.items()}
+    arrays = put(X), put(W), put(Y)
+    loss, grads = sce.linear_loss_and_grad(*arrays, bias=put(BIAS), backend=PLACED, **there)
+    assert all(type(a) is type(arrays[0]) for a in (loss, *grads))
     np.testing.assert_allclose(loss.memory, want_loss, rtol=1e-13)
     for got, right in zip(grads, want, strict=True):
         np.testing.assert_allclose(got.memory, right, rtol=0, atol=1e-13)
     there.pop("grad_scale", None)
-    loss = sce.linear_cross_entropy(held(X), held(W), held(Y), bias=held(BIAS), backend=PLACED, **there)
+    loss = sce.linear_cross_entropy(*arrays, bias=put(BIAS), backend=PLACED, **there)
     np.testing.assert_allclose(loss.memory, want_loss, rtol=1e-13)
 
 
@@ -136,16 +181,50 @@ def test_distributions_and_what_is_wanted(rows):
     assert (grads.X, grads.bias) == (None, None)
 
 
-def test_half_precision_is_added_up_in_float32(rows):
+def test_half_precision_is_added_up_in_float32(rows, put):
     x, w = X.astype("f2"), W.astype("f2")
     want = sce.linear_loss_and_grad(x, w, Y, backend="reference")[1]
-    out = LinearGrad(W=held(np.empty((D, C), "f4")))
-    grads = sce.linear_loss_and_grad(held(x), held(w), held(Y), backend=PLACED)[1]
-    assert grads.W.dtype == "f2"
+    out = LinearGrad(W=put(np.empty((D, C), "f4")))
+    grads = sce.linear_loss_and_grad(put(x), put(w), put(Y), backend=PLACED)[1]
+    assert grads.W.memory.dtype == "f2"
     np.testing.assert_allclose(grads.W.memory, want.W, rtol=0, atol=1e-3)
-    again = sce.linear_loss_and_grad(held(x), held(w), held(Y), out=out, backend=PLACED)[1]
+    again = sce.linear_loss_and_grad(put(x), put(w), put(Y), out=out, backend=PLACED)[1]
     assert again.W is out.W
     np.testing.assert_array_equal(out.W.memory.astype("f2"), grads.W.memory)
+
+
+def test_a_penalty_is_added_up_in_float64(rows, put):
+    """In half precision the square of 300 is infinite, and a thousandth of 300 has three digits."""
+    w = np.full((D, C), 300, "f2")
+    out = LinearGrad(W=put(np.empty((D, C), "f4")))
+    loss, grads = sce.linear_loss_and_grad(
+        put(np.zeros((2, D), "f2")), put(w), put(np.zeros(2, int)), l2=5e-4, out=out, backend=PLACED
+    )
+    np.testing.assert_allclose(loss.memory, np.log(C) + 5e-4 * 300**2 * D * C, rtol=1e-6)
+    np.testing.assert_allclose(grads.W.memory, np.full((D, C), 0.3), rtol=1e-6)
+
+
+def test_gradients_have_the_memory_order_of_the_arrays(rows, put):
+    """PyTorch's Linear has the transpose of W."""
+    want = sce.linear_loss_and_grad(X, W, Y, backend="reference")[1]
+    grads = sce.linear_loss_and_grad(put(X), put(W.T.copy()).T, put(Y), backend=PLACED)[1]
+    assert grads.W.memory.flags.f_contiguous
+    assert grads.X.memory.flags.c_contiguous
+    np.testing.assert_allclose(grads.W.memory, want.W, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(grads.X.memory, want.X, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("features", "classes"), [(4, 128256), (4096, 10)])
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_chunk_fits_the_memory_that_is_promised(features, classes, skips):
+    """Whether logits or features are many: both are copied, where rows may be left out."""
+    of = np.lib.stride_tricks.as_strided(np.zeros(1, "f4"), (1 << 22, features), (0, 0))
+    w = np.lib.stride_tricks.as_strided(np.zeros(1, "f4"), (features, classes), (0, 0))
+    model = SimpleNamespace(of_X=of, of_W=w, skips=skips)
+    rows = device._step(model, 1)
+    needs = rows * 4 * (classes + features * skips)
+    assert 0.9 * device._CHUNK < needs <= device._CHUNK
+    assert needs + device._BLOCK <= 64 << 20
 
 
 def test_gradients_go_where_the_caller_says(rows):
@@ -157,16 +236,18 @@ def test_gradients_go_where_the_caller_says(rows):
         np.testing.assert_allclose(into.memory, right, rtol=0, atol=1e-13)
 
 
-def test_rows_left_out_may_hold_anything(rows):
+def test_rows_left_out_may_hold_anything(rows, put):
     x, y = X.copy(), Y.copy()
     x[3], y[3] = np.nan, -1
     kept = np.arange(N) != 3
     want = sce.linear_loss_and_grad(X[kept], W, Y[kept], backend="reference")[1]
-    grads = sce.linear_loss_and_grad(held(x), held(W), held(y), ignore_index=-1, backend=PLACED)[1]
+    grads = sce.linear_loss_and_grad(put(x), put(W), put(y), ignore_index=-1, backend=PLACED)[1]
     np.testing.assert_allclose(grads.W.memory, want.W, rtol=0, atol=1e-13)
     x[4] = np.nan  # this one counts
-    grads = sce.linear_loss_and_grad(held(x), held(W), held(y), ignore_index=-1, backend=PLACED)[1]
+    grads = sce.linear_loss_and_grad(put(x), put(W), put(y), ignore_index=-1, backend=PLACED)[1]
     assert np.isnan(grads.W.memory).all()
+    grads = sce.linear_loss_and_grad(put(x), put(W), put(Y), denominator=0.0, backend=PLACED)[1]
+    assert not numpy_of(grads.W).any()  # nothing counts
 
 
 @pytest.mark.parametrize("empty", ["nan", "zero"])
@@ -237,6 +318,16 @@ def test_bad_input(pretended):
             sce.linear_loss_and_grad(*arrays, backend=PLACED)
     with pytest.raises(ValueError, match=r"bias has shape \(6,\) and dtype float32, not \(6,\) and float64"):
         sce.linear_cross_entropy(x, w, y, bias=held(BIAS.astype("f4")), backend=PLACED)
+    with pytest.raises(TypeError, match=r"X is a .*Held and bias a other\.Array: pass arrays of one library"):
+        sce.linear_cross_entropy(x, w, y, bias=type("Array", (Held,), {"__module__": "other"})(BIAS))
+    there = held(W)
+    there.device.id = 1
+    with pytest.raises(sce.BackendError, match="several devices: X on 0, W on 1, y on 0"):
+        sce.linear_cross_entropy(x, there, y, backend=PLACED)
+    with pytest.raises(sce.BackendError, match=r"several devices: X on 0, out\.W on 1"):
+        sce.linear_loss_and_grad(x, w, y, out=LinearGrad(W=there), backend=PLACED)
+    with pytest.raises(sce.BackendError, match=r"several devices: X on 0, V on 1"):
+        sce.linear_hvp(x, w, y, there, backend=PLACED)
     both = np.zeros(N * D + D * C)
     parts = LinearGrad(Held(both[: N * D].reshape(N, D)), Held(both[N * D - 1 : -1].reshape(D, C)))
     with pytest.raises(ValueError, match=r"out overlaps out\.X"):

@@ -12,16 +12,17 @@ from typing import Any, NamedTuple, cast
 
 from sce import checks
 from sce.backend import Array
-from sce.device import Place, describe, maker, place_of
+from sce.device import Place, describe, library_of, maker
 from sce.functions import cross_entropy, inspect_on_device
 from sce.functions import loss_and_grad as of_logits
-from sce.problem import prepare
+from sce.problem import place_of_all, prepare
 from sce.select import obtain
 
 from .model import LinearGrad, computing_dtype, of_answer, of_matrix, penalty, together
 
-_CHUNK = 256 << 20  # bytes of a chunk's logits: products want many rows
-_BLOCK = 64 << 20  # bytes of a product that waits to be added
+# Bytes of a chunk's logits, and of a product that waits to be added. With more rows each product is faster, but
+# memory is what this is here to save; some 50 MB are what the caches of large devices hold.
+_CHUNK, _BLOCK = 48 << 20, 8 << 20
 _BY_ROW = ("sample_weight",)
 
 
@@ -70,13 +71,17 @@ def model(
     **options: Any,
 ) -> DeviceModel:
     """Check everything; with `validate` or a mean over weights, wait for the device once."""
-    place = place_of(X)
+    arrays = {"X": X, "W": W, "y": y, "bias": bias}
+    arrays |= {name: v for name, v in options.items() if hasattr(v, "shape")}
+    place = place_of_all({name: v for name, v in arrays.items() if v is not None})
+    assert place is not None  # else it is not this module that is asked
     for name, value in (("X", X), ("W", W)):
         if not hasattr(value, "__matmul__") or not hasattr(value, "__setitem__") or _immutable(value):
             raise TypeError(
-                f"{name} is a {type(value).__module__}.{type(value).__name__}: on a device the products are"
-                " those of the arrays' own library, so pass what CuPy or PyTorch make of it."
+                f"{name} is a {_kind(value)}: on a device the products are those of the arrays' own library, so"
+                " pass what CuPy or PyTorch make of it."
             )
+    _of_one_library(X, W=W, bias=bias)
     x, w = describe(X, "X", place), describe(W, "W", place)
     of_matrix("X", x, "(N, D), a row for each example")
     of_matrix("W", w, "(D, C), a column for each class")
@@ -86,7 +91,6 @@ def model(
         raise ValueError(f"bias has shape {b.shape} and dtype {b.dtype}, not {(w.shape[1],)} and {w.dtype}.")
     l2 = penalty(l2, options.get("reduction"))
     logits = _Logits(x, (x.shape[0], w.shape[1]), place)
-    arrays = {"y": y} | {name: v for name, v in options.items() if hasattr(v, "shape")}
     problem = prepare(logits, y, outputs=outputs, validate=validate, **options).problem
     chosen = cast(Any, obtain(problem, backend))
     if problem.validated:
@@ -96,13 +100,15 @@ def model(
         options["denominator"] = chosen.total_weight(problem) if own else problem.denominator
     options |= {"validate": False, "backend": backend}
     skips = problem.ignore_index is not None or problem.sample_weight is not None
-    given = {name: describe(v, name, place) for name, v in arrays.items()} | {"X": x, "W": w}
+    skips = skips or options.get("denominator") == 0.0
+    given = {name: describe(v, name, place) for name, v in arrays.items() if v is not None}
     return DeviceModel(X, W, y, bias, l2, x, w, options, skips, given, place)
 
 
 def outputs(model: DeviceModel, want: tuple[str, ...], out: Any) -> LinearGrad:
     """The arrays that will hold what is wanted: the caller's or new ones."""
     given = of_answer(out)
+    _placed_as(model, **{f"out.{name}": into for name, into in given.items()})
     (rows, features), classes = model.of_X.shape, model.of_W.shape[1]
     shapes = {"X": (rows, features), "W": (features, classes), "bias": (classes,)}
     names = [name for name in want if name != "bias" or model.bias is not None]
@@ -114,14 +120,23 @@ def outputs(model: DeviceModel, want: tuple[str, ...], out: Any) -> LinearGrad:
         checks.overlap(seen, model.given)
         model.given[f"out.{name}"] = seen
     made = {name: given.get(name) for name in names}
+    likes = {"X": model.of_X, "W": model.of_W}
     for name, into in made.items():
         if into is None:
-            made[name] = maker(model.W, shapes[name], model.of_W.dtype)()
+            made[name] = _like(model, shapes[name], likes.get(name))
     return LinearGrad(**made)
+
+
+def _like(model: DeviceModel, shape: tuple[int, ...], like: Array | None) -> Any:
+    """A new array, in the memory order of another."""
+    if like is None or like.flags.c_contiguous or not like.flags.f_contiguous:
+        return maker(model.W, shape, model.of_W.dtype)()
+    return maker(model.W, shape[::-1], model.of_W.dtype)().T
 
 
 def direction(model: DeviceModel, V: Any, v: Any) -> None:
     """V and v_bias fit W and bias."""
+    _placed_as(model, V=V, v_bias=v)
     for name, value, of in (("V", V, model.W), ("v_bias", v, model.bias)):
         if value is None:
             continue
@@ -135,33 +150,36 @@ def direction(model: DeviceModel, V: Any, v: Any) -> None:
 
 def loss(model: DeviceModel) -> Any:
     """The loss alone."""
-    some = [
-        cross_entropy(_logits(model, x, model.W, model.bias), model.y[rows], **_of(model, rows))
-        for rows, x in _chunks(model)
-    ]
-    return _loss(model, some)
+    losses, step = [], _step(model, 1)
+    memory = _memory(model, step)
+    for rows, x in _chunks(model, step):
+        z = _logits(x, model.W, model.bias, memory)
+        losses.append(cross_entropy(z, model.y[rows], **_of(model, rows)))
+    return _loss(model, losses)
 
 
 def loss_and_grad(model: DeviceModel, into: LinearGrad) -> Any:
     """The loss; the gradients go `into` the arrays that are there."""
-    sums, losses = Sums(model, into), []
-    for rows, x in _chunks(model):
-        z = _logits(model, x, model.W, model.bias)
+    sums, losses, step = Sums(model, into), [], _step(model, 1)
+    memory = _memory(model, step)
+    for rows, x in _chunks(model, step):
+        z = _logits(x, model.W, model.bias, memory)
         loss, g = of_logits(z, model.y[rows], out=z, **_of(model, rows))
         losses.append(loss)
         sums.add(x, g)
         if into.X is not None:
-            into.X[rows] = g @ model.W.T
+            _put(into.X[rows], g, model.W)
     sums.write(2.0 * model.l2 * model.options["grad_scale"], model.W)
     return _loss(model, losses)
 
 
 def hessian_vector(model: DeviceModel, hvp: Callable[..., Any], V: Any, v: Any, into: LinearGrad) -> None:
     """The Hessian with respect to W and bias, times (V, v); `hvp` is that of logits."""
-    sums = Sums(model, into)
-    for rows, x in _chunks(model):
-        z = _logits(model, x, model.W, model.bias)
-        r = _logits(model, x, V, v)
+    sums, step = Sums(model, into), _step(model, 2)
+    first, second = _memory(model, step), _memory(model, step)
+    for rows, x in _chunks(model, step):
+        z = _logits(x, model.W, model.bias, first)
+        r = _logits(x, V, v, second)
         sums.add(x, hvp(z, model.y[rows], r, out=r, **_of(model, rows)))
     sums.write(2.0 * model.l2, V)
 
@@ -188,10 +206,13 @@ class Sums:
         if self.W is not None:
             if self.model.skips:  # a row left out has a derivative of 0, and 0 * NaN is NaN
                 x = library.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
-            features, classes = self.model.of_W.shape
-            step = max(1, _BLOCK // max(1, features * self.dtype.itemsize))
-            for k in range(0, classes, step):
-                self.W[:, k : k + step] += x.T @ g[:, k : k + step]
+            if hasattr(self.W, "addmm_") and self.W.dtype == g.dtype:
+                self.W.addmm_(x.T, g)  # PyTorch's product adds by itself
+            else:
+                features, classes = self.model.of_W.shape
+                step = max(1, _BLOCK // max(1, features * self.dtype.itemsize))
+                for k in range(0, classes, step):
+                    self.W[:, k : k + step] += x.T @ g[:, k : k + step]
         if self.bias is not None:
             self.bias += g.sum(0, dtype=getattr(library, self.dtype.name))
 
@@ -200,24 +221,46 @@ class Sums:
         if self.W is not None:
             if factor:
                 for rows in _blocks(self.model):
-                    self.W[rows] += factor * of[rows]
+                    self.W[rows] += factor * _as(of[rows], self.dtype.name)
             if self.W is not self.into.W:
                 self.into.W[...] = self.W
         if self.bias is not None and self.bias is not self.into.bias:
             self.into.bias[...] = self.bias
 
 
-def _logits(model: DeviceModel, x: Any, W: Any, bias: Any) -> Any:
-    z = x @ W
+def _logits(x: Any, W: Any, bias: Any, memory: Any) -> Any:
+    """x W + bias."""
+    z = memory[: x.shape[0]]
+    _library(x).matmul(x, W, out=z)
     if bias is not None:
         z += bias
     return z
 
 
-def _chunks(model: DeviceModel) -> Iterator[tuple[slice, Any]]:
+def _put(into: Any, g: Any, W: Any) -> None:
+    """The gradient of some rows of X: G W^T."""
+    if into.dtype == g.dtype:
+        _library(g).matmul(g, W.T, out=into)
+    else:
+        into[...] = g @ W.T
+
+
+def _memory(model: DeviceModel, step: int) -> Any:
+    return maker(model.W, (step, model.of_W.shape[1]), model.of_W.dtype)()
+
+
+def _step(model: DeviceModel, matrices: int) -> int:
+    """The rows of a chunk, of which so many matrices shaped like the logits are there at a time."""
+    (rows, features), classes = model.of_X.shape, model.of_W.shape[1]
+    row = matrices * classes * model.of_W.itemsize
+    if model.skips or model.of_W.itemsize == 2:  # X, or its gradient, is copied
+        row += features * model.of_W.itemsize
+    return max(1, min(_CHUNK // row, rows))
+
+
+def _chunks(model: DeviceModel, step: int) -> Iterator[tuple[slice, Any]]:
     """Some rows at a time; also of none at all there is one chunk, which has a loss."""
-    rows, row = model.of_X.shape[0], model.of_W.shape[1] * model.of_W.itemsize
-    step = max(1, _CHUNK // row)
+    rows = model.of_X.shape[0]
     for a in range(0, max(1, rows), step):
         where = slice(a, min(a + step, rows))
         yield where, model.X[where]
@@ -231,14 +274,13 @@ def _of(model: DeviceModel, rows: slice) -> dict[str, Any]:
 
 def _loss(model: DeviceModel, losses: list[Any]) -> Any:
     """The chunks' losses, joined or added up, and the penalty."""
+    library = _library(losses[0])
     if model.options["reduction"] == "none":
-        library = _library(losses[0])
         return (library.concat if hasattr(library, "concat") else library.concatenate)(losses)
-    value = sum(losses[1:], losses[0])
+    value = library.stack(losses).sum(dtype=library.float64)
     if model.l2:
-        wide = _library(model.W).float64
         for rows in _blocks(model):
-            value = value + model.l2 * (model.W[rows] ** 2).sum(dtype=wide)
+            value = value + model.l2 * (_as(model.W[rows], "float64") ** 2).sum()
     loss = maker(model.W, (), checks.loss_dtype(model.of_W.dtype))()
     loss[...] = value
     return loss
@@ -246,7 +288,7 @@ def _loss(model: DeviceModel, losses: list[Any]) -> Any:
 
 def _blocks(model: DeviceModel) -> Iterator[slice]:
     features, classes = model.of_W.shape
-    step = max(1, _BLOCK // (classes * model.of_W.itemsize))
+    step = max(1, _BLOCK // (classes * 8))
     return (slice(a, a + step) for a in range(0, features, step))
 
 
@@ -254,6 +296,31 @@ def _immutable(x: Any) -> bool:
     return hasattr(x, "block_until_ready")  # JAX
 
 
+def _of_one_library(X: Any, **others: Any) -> None:
+    """Products are between arrays of one kind."""
+    for name, value in others.items():
+        if value is not None and library_of(type(value)) != library_of(type(X)):
+            raise TypeError(
+                f"X is a {_kind(X)} and {name} a {_kind(value)}: pass arrays of one library, on one device."
+            )
+
+
+def _placed_as(model: DeviceModel, **others: Any) -> None:
+    """What comes later is where the rest is, too."""
+    _of_one_library(model.X, **others)
+    place_of_all({"X": model.X} | {name: value for name, value in others.items() if value is not None})
+
+
+def _kind(x: Any) -> str:
+    return f"{type(x).__module__}.{type(x).__name__}"
+
+
+def _as(x: Any, dtype: str) -> Any:
+    """Its numbers in another dtype."""
+    to = getattr(_library(x), dtype)
+    return x.to(to) if hasattr(x, "to") else x.astype(to)
+
+
 def _library(x: Any) -> Any:
-    root = type(x).__module__.partition(".")[0]
+    root = library_of(type(x))
     return sys.modules[root] if root in ("cupy", "torch") else x.__array_namespace__()
