@@ -20,8 +20,8 @@ from sce.select import obtain
 
 from .model import LinearGrad, computing_dtype, of_answer, of_matrix, penalty, together
 
-# Bytes of a chunk's logits, and of a product that waits to be added. With more rows each product is faster, but
-# memory is what this is here to save; some 50 MB are what the caches of large devices hold.
+# Bytes of a chunk's logits, and of a product that waits to be added. With more rows each product is faster,
+# but memory is what this is here to save; some 50 MB are what the caches of large devices hold.
 _CHUNK, _BLOCK = 48 << 20, 8 << 20
 _BY_ROW = ("sample_weight",)
 
@@ -78,8 +78,8 @@ def model(
     for name, value in (("X", X), ("W", W)):
         if not hasattr(value, "__matmul__") or not hasattr(value, "__setitem__") or _immutable(value):
             raise TypeError(
-                f"{name} is a {_kind(value)}: on a device the products are those of the arrays' own library, so"
-                " pass what CuPy or PyTorch make of it."
+                f"{name} is a {_kind(value)}: on a device the products are those of the arrays' own library,"
+                " so pass what CuPy or PyTorch make of it."
             )
     _of_one_library(X, W=W, bias=bias)
     x, w = describe(X, "X", place), describe(W, "W", place)
@@ -252,10 +252,11 @@ def _memory(model: DeviceModel, step: int) -> Any:
 def _step(model: DeviceModel, matrices: int) -> int:
     """The rows of a chunk, of which so many matrices shaped like the logits are there at a time."""
     (rows, features), classes = model.of_X.shape, model.of_W.shape[1]
-    row = matrices * classes * model.of_W.itemsize
+    row: int = matrices * classes * model.of_W.itemsize
     if model.skips or model.of_W.itemsize == 2:  # X, or its gradient, is copied
         row += features * model.of_W.itemsize
-    return max(1, min(_CHUNK // row, rows))
+    step: int = max(1, min(_CHUNK // row, rows))
+    return step
 
 
 def _chunks(model: DeviceModel, step: int) -> Iterator[tuple[slice, Any]]:
