@@ -28,8 +28,8 @@ from typing import Any
 BEGAN = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = {  # the share of the time at which each is over; what one leaves goes to the next
-    "machine": 0.08, "conformance": 0.34, "launch": 0.37, "large": 0.41,
-    "float32": 0.62, "bfloat16": 0.80, "float16": 0.86, "float64": 0.91, "loss": 0.96,
+    "machine": 0.08, "conformance": 0.32, "functions": 0.38, "launch": 0.41, "large": 0.44, "others": 0.54,
+    "float32": 0.70, "bfloat16": 0.83, "float16": 0.88, "float64": 0.92, "loss": 0.96,
 }  # fmt: skip
 GRACE = 0.03  # of the time: so long a step may take to notice that it is over
 SLOW_SHARE = 0.7  # of a step: later no contestant is entered that compiles for each shape
@@ -147,6 +147,28 @@ def _add(found: Document, report: Any) -> None:
     found["failures"] = (found["failures"] + [failure._asdict() for failure in report.failures])[:KEPT]
 
 
+def functions_step(args: argparse.Namespace, end: float, say: Say) -> Iterator[Document]:
+    """Every function, on arrays where they are."""
+    from sce.bench.device import Ours, functions
+
+    if Ours(args.backend).missing():  # why, the steps before have said
+        yield {"rows": []}
+        return
+    for rows in functions.table(args.backend, args.device, end, say):
+        yield {"rows": rows}
+
+
+def others_step(args: argparse.Namespace, end: float, say: Say) -> Iterator[Document]:
+    """Times of second derivatives, binary losses and the linear model."""
+    from sce.bench.device import Ours, others
+
+    if Ours(args.backend).missing():  # why, the steps before have said
+        yield {"rows": []}
+        return
+    for rows in others.table(args.backend, args.device, args.matrix, end, say):
+        yield {"rows": rows}
+
+
 def contest_step(args: argparse.Namespace, end: float, say: Say) -> Iterator[Document]:
     from sce.bench.device.suite import table
 
@@ -169,7 +191,9 @@ def step(args: argparse.Namespace) -> int:
     from sce.bench.device.steps import perform
 
     faulthandler.dump_traceback_later(2 * args.seconds + 60, exit=True)  # if nobody is left to end it
-    does = {"machine": machine_step, "conformance": conformance_step}.get(args.step, contest_step)
+    steps = {"machine": machine_step, "conformance": conformance_step}
+    steps |= {"functions": functions_step, "others": others_step}
+    does = steps.get(args.step, contest_step)
     return perform(lambda say: does(args, BEGAN + args.seconds, say), Path(args.part))
 
 
@@ -207,7 +231,8 @@ def begin(args: argparse.Namespace, names: list[str]) -> Document:
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             doc["versions"][name] = version(name)
-    doc |= {"device": args.device, "backend": args.backend, "gpu": {}, "launch": [], "large": []}
+    doc |= {"device": args.device, "backend": args.backend, "gpu": {}}
+    doc |= {"functions": [], "launch": [], "large": [], "others": []}
     later = {"status": "not reached", "why": "the run was ended before it."}
     doc |= {"conformance": later, "steps": {name: dict(later) for name in names}}
     print(f"commit {doc['commit']};", ", ".join(f"{k} {v}" for k, v in doc["versions"].items()), flush=True)
@@ -235,6 +260,8 @@ def record(doc: Document, args: argparse.Namespace, found: Document, why: str) -
         print(f"backend {args.backend}: {found.get('missing') or 'runs here.'}", flush=True)
     elif args.step == "conformance":
         doc["conformance"] = found or {"status": doc["steps"]["conformance"]["status"], "why": why}
+    elif args.step in ("functions", "others"):
+        doc[args.step] = found.get("rows", [])
     else:
         from sce.bench.device.suite import unreached
 

@@ -18,6 +18,7 @@ pytest.importorskip("greenlet", reason="the emulator needs greenlet")
 pytest.importorskip("platformdirs", reason="the kernels' cache needs platformdirs")
 
 from sce import binary, problem
+from sce.bench.device import functions
 from sce_backends.cuda import absence, gpu, plan
 
 spec = importlib.util.spec_from_file_location(
@@ -514,3 +515,36 @@ def test_cupy_is_asked_for_the_stream_of_the_arrays_device(monkeypatch):
     seen = glance([Array(), None, Array()])
     assert (seen.at, seen.stream) == ((4096, 4096), 1)
     assert asked == [1, 1]
+
+
+# What bench/on_gpu.py asks of a machine with a GPU.
+
+
+class Pretended:
+    """A library of the device contests, whose arrays have no arithmetic of their own."""
+
+    name, missing = "pretended", staticmethod(lambda: None)
+
+    def __init__(self, on):
+        self.put = on
+
+    def get(self, x):
+        return np.asarray(x.memory, np.float64)
+
+
+# All but those in which the arrays' own library computes, too.
+OF_US_ALONE = [
+    case
+    for case in functions.CASES
+    if not any(part in case.name for part in ("linear", "divergence", "jacobian"))
+]
+
+
+@pytest.mark.parametrize("case", OF_US_ALONE, ids=[case.name for case in OF_US_ALONE])
+def test_the_cases_for_a_gpu_are_right(world, on, monkeypatch, case):
+    monkeypatch.setattr(functions, "_N", 5)
+    monkeypatch.setattr(functions, "_C", 9)
+    row = functions.checked(case, "float32", Pretended(on), "cuda")
+    assert row["status"] == "ok", row
+    assert launched(world)
+    assert len(problem._known) == (case.name != "information.entropy")  # the second call is recognised

@@ -81,6 +81,7 @@ OUTSIDE = {  # beside NumPy and the standard library
         "scipy",
         "sklearn",
         "torch",
+        "cupy",
         "jax",
         "optax",
         "liger_kernel",

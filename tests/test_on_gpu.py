@@ -23,7 +23,7 @@ from sce import conformance
 from sce.bench import device
 from sce.bench.clock import Rounds
 from sce.bench.contestant import Answer, Run
-from sce.bench.device import report, steps, suite
+from sce.bench.device import functions, others, report, steps, suite
 from sce.bench.task import Task
 
 ROOT = Path(__file__).parents[1]
@@ -142,7 +142,7 @@ def test_a_missing_backend_is_listed_and_the_others_are_measured(python, checkou
 
 def test_a_rehearsal_with_a_right_backend_is_well(python, checkout):
     pytest.importorskip("torch")
-    options = ("--only=conformance,launch,large,bfloat16,loss", "--minutes=3")
+    options = ("--only=conformance,functions,launch,large,others,bfloat16,loss", "--minutes=3")
     code, doc, printed, _ = run(python, checkout, *REHEARSAL, *options)
     assert code == 0, printed
     assert {step["status"] for step in doc["steps"].values()} == {"ok"}
@@ -152,6 +152,11 @@ def test_a_rehearsal_with_a_right_backend_is_well(python, checkout):
     ours = [row for row in doc["results"] + doc["launch"] + doc["large"] if row["ours"]]
     assert {row["status"] for row in ours} == {"ok"}
     assert {row["option"] for row in doc["launch"]} == {None, "no validation"}
+    every = {case.name for case in functions.CASES}
+    assert {row["function"] for row in doc["functions"] if row["status"] == "ok"} == every
+    timed = {row["function"] for row in doc["others"] if row["ours"] and row["median_s"] > 0}
+    assert timed == {task.function for task, _ in others.tasks("cpu", 1)}
+    assert any(line.startswith("hvp 5x1000 float32 sce: ok: ") for line in printed), printed
     measured = {(row["op"], row["dtype"]) for row in doc["results"]}
     assert measured == {("loss", "float32"), ("loss_and_grad", "bfloat16")}
 
@@ -212,7 +217,7 @@ def test_no_step_outlasts_the_run(script):
     shares = [*script.STEPS.values()]
     assert shares == sorted(shares)
     assert shares[-1] + script.GRACE < 1
-    assert set(script.STEPS) == {"machine", "conformance", *suite.STEPS}
+    assert set(script.STEPS) == {"machine", "conformance", "functions", "others", *suite.STEPS}
 
 
 # Steps.
@@ -444,6 +449,58 @@ def test_quack_as_it_is_called(monkeypatch):
     assert in_place.buffers == "in place"
 
 
+# Functions beyond loss and gradient.
+
+
+def halved(*given, **options):
+    return tuple(x / 2 for x in sce.loss_grad_hess(*given, **options))
+
+
+def with_nan(*given, **options):
+    return sce.softmax(*given, **options) * float("nan")
+
+
+def of_the_first(x, **options):
+    return sce.softmax(x[:1], **options)
+
+
+@pytest.mark.parametrize("wrong", [halved, with_nan, of_the_first])
+def test_a_function_that_is_wrong_is_found(wrong):
+    pytest.importorskip("torch")
+    right, given = sce.softmax, functions._matrices(1)
+    if wrong is halved:
+        right, given = sce.loss_grad_hess, functions._labelled()
+
+    def function(*arrays, backend, **options):
+        return (right if backend == "reference" else wrong)(*arrays, backend="reference", **options)
+
+    case = functions.Case("x", function, given)
+    row = functions.checked(case, "float32", functions.Torch("cpu"), "another")
+    assert row["status"] == "wrong"
+    assert "of its largest number" in row["why"]
+
+
+def test_a_function_that_raises_has_failed_and_a_library_may_be_missing():
+    pytest.importorskip("torch")
+    case = functions.Case("softmax", sce.softmax, functions._matrices(1))
+    row = functions.checked(case, "float32", functions.Torch("cpu"), "nowhere")
+    assert row["status"] == "failed"
+    assert "nowhere" in row["why"]
+    row = functions.checked(case, "float32", functions.Cupy("cpu"), "reference")
+    assert (row["status"], row["why"]) == ("missing", "CuPy has no arrays on the host.")
+
+
+def test_functions_that_are_not_reached_say_so():
+    pytest.importorskip("torch")
+    for table in (
+        functions.table("reference", "cpu", -math.inf, print),
+        others.table("reference", "cpu", 1, -math.inf, print),
+    ):
+        (rows,) = table
+        assert rows
+        assert {(row["status"], row["why"]) for row in rows} == {("not reached", "the time was over.")}
+
+
 # The verdict.
 
 
@@ -452,8 +509,12 @@ def document(**changes):
     row |= {"ours": True, "buffers": "none", "status": "ok", "why": None, "gb_per_s": 1, "share_of_copy": 0.9}
     suite = {"status": "ok", "cases": 9, "ran": 9, "passed": 9, "failed": 0, "skipped": 0, "order": "all"}
     suite |= {"worst_ulp": {}, "failures": [], "skips": {}}
-    of = {name: changes.get(name, {}) for name in ("row", "suite", "step")}
+    of = {name: changes.get(name, {}) for name in ("row", "suite", "step", "function", "other")}
+    function = {"function": "hvp", "dtype": "float32", "library": "torch", "status": "ok", "why": None}
+    other = {"function": "hvp", "n": 5, "c": 7, "dtype": "float32", "contestant": "sce", "ours": True}
+    other |= {"status": "ok", "why": None, "median_s": 1e-3, "bytes": 2000, "flops": 0.0}
     doc = {"conformance": suite | of["suite"], "results": [row | of["row"]], "launch": [], "large": []}
+    doc |= {"functions": [function | of["function"]], "others": [other | of["other"]]}
     return {**doc, "steps": {"float32": {"status": "ok"} | of["step"]}}
 
 
@@ -473,6 +534,8 @@ def test_all_is_well():
         ({"row": {"status": "wrong", "why": "off."}}, "loss 1x2 float32, cuda: wrong: off."),
         ({"row": {"status": "failed", "why": "x"}}, "loss 1x2 float32, cuda: failed: x"),
         ({"row": {"status": "refused", "why": "x"}}, "loss 1x2 float32, cuda: refused: x"),
+        ({"function": {"status": "wrong", "why": "x"}}, "hvp torch float32: wrong: x"),
+        ({"other": {"status": "failed", "why": "x", "median_s": None}}, "hvp 5x7 float32 sce: failed: x"),
     ],
 )
 def test_not_all_is_well(changes, fault):
@@ -483,3 +546,11 @@ def test_not_all_is_well(changes, fault):
 @pytest.mark.parametrize("row", [{"status": "not reached"}, {"status": "wrong", "ours": False}])
 def test_what_is_no_fault_of_ours(row):
     assert report.faults(document(row=row)) == []
+    assert report.faults(document(other=row)) == []
+
+
+def test_functions_are_counted_and_times_are_given():
+    lines = [*report.lines(document(function={"status": "missing", "why": "no torch."}))]
+    assert "functions: 1 missing" in lines
+    assert "missing: torch: no torch." in lines
+    assert "hvp 5x7 float32 sce: ok: 1.000 ms, 0.002 GB/s" in lines

@@ -46,18 +46,18 @@ class Ours(NamedTuple):
     def prepare(self, task: Task, given: Inputs, buffers: Buffers) -> Run:
         x: Any = given.logits
         options = {**given.options, "backend": self.name}
-        logits, labels = _as_passed(x), _as_passed(given.target)
+        logits, labels = as_passed(x), as_passed(given.target)
         if task.op == "loss":
             return Run(lambda: cross_entropy(logits, labels, **options), lambda got: Answer(float(got), None))
         grad = x.clone() if buffers == "in place" else x.new_full(x.shape, math.nan)
-        out = _as_passed(grad)
+        out = as_passed(grad)
         logits = out if buffers == "in place" else logits
         return Run(
             lambda: loss_and_grad(logits, labels, out=out, **options), lambda got: Answer(float(got[0]), grad)
         )
 
 
-def _as_passed(x: Any) -> Any:
+def as_passed(x: Any) -> Any:
     """A device's tensor as it is, the host's by its NumPy view: torch hands its bfloat16 to nobody."""
     if x.device.type != "cpu":
         return x

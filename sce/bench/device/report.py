@@ -38,6 +38,7 @@ def faults(doc: Document) -> list[str]:
         found.append(f"conformance: {suite.get('why', 'no case passed.')}")
     elif suite["failed"]:
         found.append(f"conformance: {suite['failed']} of {suite['ran']} cases failed.")
+    found += [f"{_function(row)}: {row['status']}: {row['why']}" for row in _bad_functions(doc)]
     ours = [row for row in _rows(doc) if row["ours"]]
     bad = [row for row in ours if row["status"] in ("wrong", "failed", "refused")]
     return found + [f"{_task(row)}, {_who(row)}: {row['status']}: {row['why']}" for row in bad]
@@ -46,6 +47,7 @@ def faults(doc: Document) -> list[str]:
 def lines(doc: Document) -> Iterator[str]:
     """The report, the table last."""
     yield from _conformance(doc["conformance"])
+    yield from _functions(doc)
     for row in doc["launch"]:
         if row["status"] == "ok":
             yield f"{row['median_s'] * 1e6:.1f} us of the host: {_task(row)}, {row['contestant']}"
@@ -74,6 +76,32 @@ def _conformance(suite: Document) -> Iterator[str]:
     for failure in suite["failures"][:_SHOWN]:
         yield f"fails {failure['case']}, {failure['output']}: {failure['message']}"
     yield from (f"skips {count}: {why}" for why, count in suite["skips"].items())
+
+
+def _functions(doc: Document) -> Iterator[str]:
+    """Functions on arrays where they are, and the times of those that have no table."""
+    if rows := doc.get("functions", []):
+        counts = Counter(row["status"] for row in rows)
+        yield "functions: " + ", ".join(f"{count} {status}" for status, count in counts.items())
+        absent = {row["library"]: row["why"] for row in rows if row["status"] == "missing"}
+        yield from (f"missing: {library}: {why}" for library, why in absent.items())
+    for row in doc.get("others", []):
+        speed = row["why"]
+        if row["median_s"]:
+            work = (row["bytes"] / 1e9, "GB/s") if row["bytes"] else (row["flops"] / 1e12, "TFLOP/s")
+            speed = f"{row['median_s'] * 1e3:.3f} ms, {work[0] / row['median_s']:.4g} {work[1]}"
+        yield f"{_function(row)}: {row['status']}: {speed}"
+
+
+def _bad_functions(doc: Document) -> list[Row]:
+    """Ours that failed: in "functions" all are."""
+    rows = doc.get("functions", []) + [row for row in doc.get("others", []) if row["ours"]]
+    return [row for row in rows if row["status"] in ("wrong", "failed")]
+
+
+def _function(row: Row) -> str:
+    shape = f"{row['n']}x{row['c']}" if "n" in row else row["library"]
+    return " ".join(part for part in (row["function"], shape, row["dtype"], row.get("contestant")) if part)
 
 
 def _table(rows: list[Row]) -> Iterator[str]:
