@@ -371,6 +371,11 @@ def test_calibration_refuses():
 # ---------------------------------------------------------------- mutual information
 
 
+def information_of(logits, target, trained_prior=None, **options):
+    """Of logits that hold no prior, unless said otherwise."""
+    return information.mutual_information(logits, target, trained_prior=trained_prior, **options)
+
+
 def joint(seed=0, cells=7, classes=4):
     """A joint distribution p(x, y) of two discrete variables, and its information by the definition."""
     rng = np.random.default_rng(seed)
@@ -390,7 +395,7 @@ def test_information_of_a_table_is_exact(on):
     p, py, want = joint()
     x, y, u = every_pair(p)
     corrected = np.log(p / py) + np.linspace(-3, 5, len(p))[:, None]  # a term of x alone does not matter
-    estimate = information.mutual_information
+    estimate = information_of
     assert estimate(corrected[x], y, sample_weight=u) == pytest.approx(want, rel=1e-12)
     assert estimate(corrected[x], y, sample_weight=u, prior=py) == pytest.approx(want, rel=1e-12)
     plain = np.log(p / p.sum(axis=1, keepdims=True))  # log p(y | x), which holds the prior
@@ -412,26 +417,24 @@ def test_information_under_another_prior(on):
     px = shifted.sum(axis=1, keepdims=True)
     want = float((shifted * np.log(shifted / (px * other))).sum())
     x, y, u = every_pair(shifted)
-    assert information.mutual_information(logits[x], y, sample_weight=u) == pytest.approx(want, rel=1e-12)
+    assert information_of(logits[x], y, sample_weight=u) == pytest.approx(want, rel=1e-12)
     held = np.log(p / p.sum(axis=1, keepdims=True))[x]  # trained plainly, under py
     options = {"sample_weight": u, "prior": other}
-    assert information.mutual_information(held, y, trained_prior=py, **options) == pytest.approx(
-        want, rel=1e-12
-    )
-    assert information.mutual_information(held, y, trained_prior=other, **options) < want - 0.01
+    assert information_of(held, y, trained_prior=py, **options) == pytest.approx(want, rel=1e-12)
+    assert information_of(held, y, trained_prior=other, **options) < want - 0.01
 
 
 def test_information_is_bounded_by_the_entropy_of_the_labels(on):
     y = np.repeat(np.arange(3), [1, 2, 5])
     prior = np.array([1, 2, 5]) / 8
     h = -(prior * np.log(prior)).sum()
-    assert information.mutual_information(1e3 * np.eye(3)[y], y) == pytest.approx(h, rel=1e-12)
-    assert information.mutual_information(np.zeros((8, 3)), y) == pytest.approx(0, abs=1e-12)
-    assert information.mutual_information(-1e3 * np.eye(3)[y], y) < 0
+    assert information_of(1e3 * np.eye(3)[y], y) == pytest.approx(h, rel=1e-12)
+    assert information_of(np.zeros((8, 3)), y) == pytest.approx(0, abs=1e-12)
+    assert information_of(-1e3 * np.eye(3)[y], y) < 0
 
 
 def test_information_of_singular_cases(on):
-    estimate = information.mutual_information
+    estimate = information_of
     assert estimate(np.ones((5, 1)), [0] * 5) == 0
     assert estimate([[3.0, -2.0, 1.0]], [1]) == 0
     assert estimate([3.0, -2.0, 1.0], 1) == 0
@@ -453,13 +456,13 @@ def test_information_ignores_what_it_is_told_to(on):
     u = np.random.default_rng(5).uniform(0, 1, 60) * (np.arange(60) % 3 > 0)
     y[10:20] = 9
     kept = (u > 0) & (y != 9)
-    want = information.mutual_information(x[kept], y[kept], sample_weight=u[kept])
-    got = information.mutual_information(x, y, sample_weight=u, ignore_index=9)
+    want = information_of(x[kept], y[kept], sample_weight=u[kept])
+    got = information_of(x, y, sample_weight=u, ignore_index=9)
     assert got == pytest.approx(want, rel=1e-12)
 
 
 def test_information_refuses():
-    estimate = information.mutual_information
+    estimate = information_of
     x, y = np.zeros((3, 2)), [0, 1, 1]
     with pytest.raises(ValueError, match=r"prior sums to 0.9, not 1: divide it by its sum"):
         estimate(x, y, prior=[0.5, 0.4])
@@ -471,9 +474,24 @@ def test_information_refuses():
         estimate(x, y, trained_prior=[0.0, 1.0])
     with pytest.raises(ValueError, match="prior must be finite"):
         estimate(x, y, prior=[NAN, 1.0])
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'trained_prior'"):
+        information.mutual_information(x, y)
     with pytest.raises(ValueError, match="takes class indices"):
         estimate(x, np.full((3, 2), 0.5))
     with pytest.raises(ValueError, match="sample_weight must not be negative"):
         estimate(x, y, sample_weight=[1.0, -1.0, 1.0])
     with pytest.raises(sce.LabelError, match="label 2 at position 2"):
         estimate(x, [0, 1, 2])
+
+
+def test_information_of_a_plain_softmax_does_not_count_the_prior_twice(on):
+    """A classifier as most are, of imbalanced data: exact if told what it was trained on, else too small."""
+    p, _, _ = joint(classes=3)
+    p = p * [0.9, 0.08, 0.02]
+    p /= p.sum()
+    py = p.sum(axis=0)
+    want = float((p * np.log(p / (p.sum(axis=1, keepdims=True) * py))).sum())
+    x, y, u = every_pair(p)
+    posterior = np.log(p / p.sum(axis=1, keepdims=True))[x]
+    assert information_of(posterior, y, py, sample_weight=u) == pytest.approx(want, rel=1e-12)
+    assert information_of(posterior, y, sample_weight=u) < want - 0.01

@@ -73,11 +73,12 @@ def run(d: int, seed: int = 0) -> Result:
 
     found = {}
     features, labels = sample(rng, BALANCED, d)
-    found["balanced"] = even, mutual_information(plain.logits(features), labels)
+    even_prior = BALANCED / BALANCED.sum()
+    found["balanced"] = even, mutual_information(plain.logits(features), labels, trained_prior=even_prior)
     features, labels = sample(rng, IMBALANCED, d)
-    found["imbalanced"] = skewed, mutual_information(corrected.logits(features), labels)
+    found["imbalanced"] = skewed, mutual_information(corrected.logits(features), labels, trained_prior=None)
     z = plain.logits(features)  # trained in balance, used out of it
-    found["prior shift"] = skewed, mutual_information(z, labels)
+    found["prior shift"] = skewed, mutual_information(z, labels, trained_prior=even_prior)
     # The same without a correction: as if these logits held this prior already.
     found["prior shift, uncorrected"] = skewed, mutual_information(z, labels, trained_prior=prior)
     return Result(d, even, skewed, {name: (true, float(got)) for name, (true, got) in found.items()})

@@ -20,8 +20,8 @@ def mutual_information(
     logits: Any,
     target: Any,
     *,
+    trained_prior: Any,
     prior: Any = None,
-    trained_prior: Any = None,
     axis: int = -1,
     sample_weight: Any = None,
     ignore_index: int | None = None,
@@ -35,7 +35,8 @@ def mutual_information(
         I = H(Y) - CE(z + log prior - log trained_prior),       H(Y) = -sum_k prior_k log prior_k
 
     The cross-entropy is that of the probability-corrected softmax: logits that hold log p(x | y), up to a
-    term of x alone, become log p(y | x) under any prior by adding its logarithm. On fresh samples the
+    term of x alone, become log p(y | x) under any prior by adding its logarithm; those that were trained by
+    the plain softmax hold that of the training data already, which has to go first. On fresh samples the
     estimate is, on average, a lower bound of the true value, as tight as the classifier is good; on those
     that the classifier was fitted to it is too large.
 
@@ -43,13 +44,15 @@ def mutual_information(
     ----------
     logits, target, axis, sample_weight, ignore_index, temperature, softcap, validate, backend:
         As in `sce.loss_and_grad`, on the host or on a device; class indices only, weights not negative.
+    trained_prior:
+        (C,) prior that the logits already hold. After training with the plain softmax, as most classifiers
+        are, the class frequencies in the training data: ``np.bincount(labels) / len(labels)``. None: none,
+        because it was the corrected softmax that was trained, `logit_bias=log(prior)`, or all classes alike.
+        It has no default: with the wrong one of these the prior counts twice, or not at all, and the
+        estimate, though finite, is too small.
     prior:
         (C,) probabilities of the classes where the samples are from; None: their frequencies in the labels,
         by weight. 0 removes a class; a sample of it then makes the estimate -inf.
-    trained_prior:
-        (C,) prior that the logits already hold. None: none, or all classes alike: training data in balance,
-        or trained with `logit_bias=log(prior)`, the corrected softmax. After training with the plain softmax
-        it is the class frequencies in the training data.
 
     Returns
     -------
@@ -67,10 +70,12 @@ def mutual_information(
     --------
     >>> import numpy as np, sce
     >>> labels = np.array([0, 1, 1, 1])
+    >>> prior = np.bincount(labels) / len(labels)
     >>> sure = 100.0 * np.eye(2)[labels]  # the label is known from x: I = H(Y)
-    >>> round(float(sce.information.mutual_information(sure, labels)), 6)
+    >>> round(float(sce.information.mutual_information(sure, labels, trained_prior=prior)), 6)
     0.562335
-    >>> float(sce.information.mutual_information(0 * sure, labels).round(12))  # x says nothing
+    >>> doubt = np.tile(np.log(prior), (4, 1))  # x says nothing: the plain softmax learns the prior
+    >>> float(sce.information.mutual_information(doubt, labels, trained_prior=prior).round(12))
     0.0
 
     References
