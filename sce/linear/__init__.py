@@ -54,13 +54,14 @@ def linear_loss_and_grad(
         grad = (X: G W^T,  W: X^T G + 2 l2 W,  bias: sum over rows of G)     times grad_scale
 
     Rows are taken in chunks; each chunk's logits are overwritten by their derivative. Beyond its answer a
-    call needs at most some 50 MB. Rows that are left out (`ignore_index`, sample weight 0) are not computed.
+    call needs at most some 60 MB. Rows that are left out (`ignore_index`, sample weight 0) are not computed.
 
     Parameters
     ----------
     X:
         (N, D), a row per example: float32 or float64. float16 and bfloat16 are computed in float32, for which
-        W and its gradient are held in float32, too. Or SciPy's CSR of float32 or float64.
+        W and its gradient are held in float32, too. Or SciPy's CSR of float32 or float64. Or CuPy's or
+        PyTorch's array on a CUDA device, as all others are then; these multiply half precision as it is.
     W:
         (D, C), of X's dtype, in any memory order: the gradient has the same. PyTorch's Linear has W.T.
     y:
