@@ -301,6 +301,30 @@ def test_labels_are_looked_at_once_and_before_anything_is_written(rows, pretende
     assert not pretended.inspected
 
 
+def test_cupy_is_told_to_compute_where_the_arrays_are():
+    current = []
+
+    class Gpu:
+        def __enter__(self):
+            current.append(1)
+
+        def __exit__(self, *raised):
+            current.pop()
+
+    class Array:
+        device = Gpu()
+
+    @device._there
+    def asked(model, more):
+        return current.copy(), more
+
+    model = SimpleNamespace(X=Array())
+    assert asked(model, 5) == ([], 5)
+    model.X = type("Array", (Array,), {"__module__": "cupy"})()
+    assert asked(model, 5) == ([1], 5)
+    assert current == []
+
+
 def test_bad_input(pretended):
     class Jax(Held):
         def block_until_ready(self):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from functools import wraps
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from sce import checks
 from sce.backend import Array
@@ -24,6 +26,7 @@ from .model import LinearGrad, computing_dtype, of_answer, of_matrix, penalty, t
 # but memory is what this is here to save; some 50 MB are what the caches of large devices hold.
 _CHUNK, _BLOCK = 48 << 20, 8 << 20
 _BY_ROW = ("sample_weight",)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class DeviceModel(NamedTuple):
@@ -148,6 +151,18 @@ def direction(model: DeviceModel, V: Any, v: Any) -> None:
         model.given[name] = seen
 
 
+def _there(function: _Function) -> _Function:
+    """CuPy computes on its current device and stream, wherever the arrays are; PyTorch where they are."""
+
+    @wraps(function)
+    def run(model: DeviceModel, *others: Any) -> Any:
+        with model.X.device if library_of(type(model.X)) == "cupy" else nullcontext():
+            return function(model, *others)
+
+    return cast(_Function, run)
+
+
+@_there
 def loss(model: DeviceModel) -> Any:
     """The loss alone."""
     losses, step = [], _step(model, 1)
@@ -158,6 +173,7 @@ def loss(model: DeviceModel) -> Any:
     return _loss(model, losses)
 
 
+@_there
 def loss_and_grad(model: DeviceModel, into: LinearGrad) -> Any:
     """The loss; the gradients go `into` the arrays that are there."""
     sums, losses, step = Sums(model, into), [], _step(model, 1)
@@ -173,6 +189,7 @@ def loss_and_grad(model: DeviceModel, into: LinearGrad) -> Any:
     return _loss(model, losses)
 
 
+@_there
 def hessian_vector(model: DeviceModel, hvp: Callable[..., Any], V: Any, v: Any, into: LinearGrad) -> None:
     """The Hessian with respect to W and bias, times (V, v); `hvp` is that of logits."""
     sums, step = Sums(model, into), _step(model, 2)
