@@ -7,6 +7,7 @@ Everything but the sentences that explain comes from the JSON. The plots go into
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -256,6 +257,11 @@ def _on_gpus(devices: Sequence[Document]) -> Iterator[str]:
             if any(row["status"] == "ok" for row in rows):
                 yield f"{findings.in_words(rows[0]).capitalize()}: bytes per second over those of the copy."
                 yield _shares_of_copy(rows)
+        if others := [row for row in document.get("others", ()) if row["median_s"]]:
+            yield "Second derivatives, binary losses and the linear model:"
+            yield table(
+                ("", "shape", "", "by", "time, ms", "GB/s", "TFLOP/s"), map(_other, others), words=(0, 2, 3)
+            )
 
 
 def _about_gpu(document: Document) -> str:
@@ -267,6 +273,8 @@ def _about_gpu(document: Document) -> str:
     facts += [("commit", f"`{document['commit']}`" if document.get("commit") else "")]
     facts += [("versions", ", ".join(f"{name} {version}" for name, version in document["versions"].items()))]
     facts += [("conformance", counts or text(str(suite.get("why", ""))))]
+    kinds = Counter(row["status"] for row in document.get("functions", ()))
+    facts += [("functions on its arrays", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))]
     for row in document.get("launch", ()):
         if row["status"] == "ok":
             what = ", ".join(part for part in (row["contestant"], row["option"]) if part)
@@ -292,6 +300,15 @@ def _shares_of_copy(rows: Sequence[Row]) -> str:
         ])  # fmt: skip
     names = [name if buffers == "none" else f"{name}, {buffers}" for name, buffers in who]
     return table(("C", "copy, GB/s", "aim", *names), lines, words=())
+
+
+def _other(row: Row) -> tuple[str, ...]:
+    """A line for one contestant; bytes where the memory decides, operations where products do."""
+    shape = " x ".join(str(n) for n in (row["n"], row["d"], row["c"]) if n)
+    speeds = ((row["bytes"], 1e9), (row["flops"], 1e12))
+    rates = [number(work / unit / row["median_s"]) if work else "" for work, unit in speeds]
+    ms = number(1e3 * row["median_s"])
+    return f"`{row['function']}`", shape, row["dtype"], row["contestant"], ms, *rates
 
 
 def _share(row: Row | None) -> str:

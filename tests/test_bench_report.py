@@ -505,6 +505,11 @@ def on_gpu(gpu, rows):
     suite = {"status": "ok", "ran": 9, "cases": 9, "passed": 8, "failed": 0, "skipped": 1}
     launch = [row("cuda", 7.5e-6, c=10, where="call", buffers="reused", option="no validation")]
     parts = {"device": "cuda", "gpu": gpu, "conformance": suite, "launch": launch, "large": [], "steps": {}}
+    other = {"function": "hvp", "n": 5, "d": 0, "c": 7, "dtype": "float32", "contestant": "sce", "ours": True}
+    other |= {"status": "ok", "why": None, "median_s": 2e-3, "bytes": 4e9, "flops": 0.0}
+    linear = {**other, "function": "linear_hvp", "d": 3, "bytes": 0, "flops": 6e12}
+    parts["others"] = [other, linear, {**other, "median_s": None, "status": "failed"}]
+    parts["functions"] = [{"status": "ok"}, {"status": "ok"}, {"status": "missing"}]
     return {**document(rows), **parts}
 
 
@@ -546,3 +551,7 @@ def test_what_a_gpu_measured_is_on_the_page(tmp_path, write):
     assert "| C | copy, GB/s | aim | cuda, reused | cuda, in place | liger, in place |" in made
     assert "| 100 | 8.00 | 70% | 80% |  |  |" in made
     assert "| 1000 | 8.00 | 90% | 91% | wrong | 50% |" in made
+    assert "| functions on its arrays | 2 ok, 1 missing |" in made
+    assert "| `hvp` | 5 x 7 | float32 | sce | 2.00 | 2000 |  |" in made
+    assert "| `linear_hvp` | 5 x 3 x 7 | float32 | sce | 2.00 |  | 3000 |" in made
+    assert made.count("| `hvp` |") == 1
