@@ -120,7 +120,7 @@ class Bare:
     def __init__(self, x: Array, w: Array, y: Array, out: LinearGrad) -> None:
         self.model = model(x, w, y, bias=None, l2=0.0, outputs=("loss", "grad"))
         self.step = host._step(self.model, None, matrices=1)
-        self.memory = host._memory(self.model, self.step)
+        self.memory = host.memory_for(self.model, self.step)
         self.memory[...] = 0  # its pages are there
         self.out = out
 
@@ -128,7 +128,7 @@ class Bare:
         x, w, (dx, dw, _) = self.model.X, self.model.W, self.out
         for a in range(0, len(x), self.step):
             rows = slice(a, a + self.step)
-            z = products.multiply(x[rows], w, self.memory[: len(x[rows])])
+            z = products.multiply(x[rows], w, self._into(x[rows]))
             if a:
                 products.add_product(x[rows].T, z, dw)
             else:
@@ -139,7 +139,10 @@ class Bare:
         x = self.model.X
         for a in range(0, len(x), self.step):
             rows = slice(a, a + self.step)
-            products.multiply(x[rows], self.model.W, self.memory[: len(x[rows])])
+            products.multiply(x[rows], self.model.W, self._into(x[rows]))
+
+    def _into(self, x: Array) -> Array:
+        return host.matrix_in(self.memory, len(x), self.model.W.shape[1])
 
 
 class Torch(NamedTuple):

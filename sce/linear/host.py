@@ -18,6 +18,9 @@ _CACHED, _MOST = 8 << 20, 48 << 20
 _ENOUGH = 512  # rows from which on products are as fast as they get
 _TOGETHER = 16  # rows that a BLAS likes to take together
 _SQUARED = 1 << 16  # elements of W squared at once
+# Classes up to which a chunk lies in memory class after class: products of so narrow a matrix are up to a
+# quarter faster that way, adding the bias is three times as fast, and the kernels of few classes do not mind.
+_NARROW = 64
 
 
 class Chunk(NamedTuple):
@@ -34,7 +37,7 @@ def loss_and_grad(model: Model, backend: Backend, into: LinearGrad) -> Any:
     each = None if problem.reduce else np.zeros(problem.rows, loss_dtype)
     kept = _kept(problem)
     step = _step(model, kept, matrices=1)
-    memory = _memory(model, step)
+    memory = memory_for(model, step)
     if into.X is not None and kept is not None:
         into.X[...] = 0
     for where, x in _chunks(model, kept, step):
@@ -62,7 +65,7 @@ def hessian_vector(model: Model, product: Any, V: Array, v: Array | None, into: 
     sums = Sums(model, into)
     kept = _kept(model.problem)
     step = _step(model, kept, matrices=2)
-    first, second = _memory(model, step), _memory(model, step)
+    first, second = memory_for(model, step), memory_for(model, step)
     for where, x in _chunks(model, kept, step):
         z = logits(model, x, model.W, model.bias, first)
         r = logits(model, x, V, v, second)
@@ -87,7 +90,7 @@ def row_product(problem: Problem, hvp: Any, backend: str | None, options: dict[s
 
 def logits(model: Model, x: Any, W: Array, bias: Array | None, memory: Array) -> Array:
     """x W + bias."""
-    z = multiply(x, W, memory[: x.shape[0]])
+    z = multiply(x, W, matrix_in(memory, x.shape[0], W.shape[1]))
     if bias is not None:
         z += bias
     return z
@@ -138,8 +141,14 @@ def _put(into: Array, where: Any, g: Array, W: Array) -> None:
         into[where] = g @ W.T
 
 
-def _memory(model: Model, step: int) -> Array:
-    return np.empty((step, model.W.shape[1]), model.W.dtype)
+def memory_for(model: Model, step: int) -> Array:
+    return np.empty(step * model.W.shape[1], model.W.dtype)
+
+
+def matrix_in(memory: Array, rows: int, classes: int) -> Array:
+    """A matrix of a chunk's rows, in the order in which products with it are fastest."""
+    some = memory[: rows * classes]
+    return some.reshape(classes, rows).T if classes <= _NARROW else some.reshape(rows, classes)
 
 
 def _step(model: Model, kept: Array | None, matrices: int) -> int:
