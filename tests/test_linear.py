@@ -333,11 +333,25 @@ def test_sparse(kind, dtype, step):
     near(got.W, sce.linear_hvp(x, w, Y, V.astype(dtype), **options).W, tolerance)
 
 
+def test_a_sparse_x_has_no_gradient_by_default(step):
+    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    for x, y in ((X, Y), (X[:0], Y[:0])):
+        loss, grads = sce.linear_loss_and_grad(
+            sparse.csr_array(x), W, y, bias=BIAS, ignore_index=-1, l2=0.1, empty="zero"
+        )
+        want_loss, want = dense(x, W, y, BIAS, {"ignore_index": -1, "l2": 0.1, "empty": "zero"})
+        near(loss, want_loss, 1e-14)
+        assert grads.X is None
+        near(grads.W, want.W, 1e-14)
+        near(grads.bias, want.bias, 1e-14)
+    assert sce.linear_loss_and_grad(sparse.csr_array(X), W, labels({}))[1].bias is None
+
+
 def test_sparse_is_refused_where_it_cannot_be_taken():
     sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
     x = sparse.csr_array(X)
-    with pytest.raises(ValueError, match=r'would be dense: pass want=\("W", "bias"\)'):
-        sce.linear_loss_and_grad(x, W, Y, ignore_index=-1)
+    with pytest.raises(ValueError, match=r'would be dense: pass want=\("W", "bias"\), or leave it out'):
+        sce.linear_loss_and_grad(x, W, Y, ignore_index=-1, want=("X", "W"))
     with pytest.raises(TypeError, match=r"format csc: rows are taken from CSR, so pass X\.tocsr"):
         sce.linear_cross_entropy(x.tocsc(), W, Y)
     with pytest.raises(TypeError, match=r"sparse of dtype int64: convert it"):
@@ -391,6 +405,26 @@ def test_one_row(step):
     loss, grads = sce.linear_loss_and_grad(X[:1], W, Y[:1])
     near(loss, want_loss, 1e-15)
     near(grads.W, want.W, 1e-15)
+
+
+def test_what_calls_have_in_common_is_no_answer_of_theirs(backend):
+    """Calls alike but for the labels share their facts; what depends on the labels is each call's own."""
+    none = np.full(N, -1)
+    for y in (Y, np.roll(Y, 3), none, Y[::-1], Y.astype(np.int8), Y):
+        want_loss, want = dense(X, W, y, BIAS, {"ignore_index": -1})
+        loss, grads = sce.linear_loss_and_grad(X, W, y, bias=BIAS, ignore_index=-1, backend=backend)
+        np.testing.assert_allclose(loss, want_loss, rtol=1e-14)
+        near(grads.W, want.W, 1e-14)
+    for bad in (C, -2):
+        with pytest.raises(
+            sce.LabelError, match=rf"label {bad} at position 4 is outside \[0, 5\) for W of 5"
+        ):
+            sce.linear_cross_entropy(X, W, np.where(np.arange(N) == 4, bad, Y), ignore_index=-1)
+    y = labels({})
+    sce.linear_cross_entropy(X, W, y, temperature=1.0, validate=True)
+    for option in ({"temperature": True}, {"validate": 1}):  # they equal what was legal a moment ago
+        with pytest.raises(TypeError):
+            sce.linear_cross_entropy(X, W, y, **option)
 
 
 def test_lists_will_do():
@@ -457,8 +491,25 @@ BAD = {
     "bias of text": ({"bias": BIAS.astype(str)}, TypeError, r"bias has dtype <U"),
     "negative l2": ({"l2": -1.0}, ValueError, r"l2 must be finite and at least 0, got -1"),
     "l2 of rows": ({"l2": 0.1, "reduction": "none"}, ValueError, r'reduction="none" it belongs to no row'),
-    "label out of range": ({"y": np.full(N, C)}, sce.LabelError, r"label 5 at position 0 is outside"),
-    "labels of another length": ({"y": Y[1:]}, ValueError, r"target of class indices has shape \(22,\)"),
+    "label out of range": ({"y": np.full(N, C)}, sce.LabelError, r"label 5 at position 0 is outside \[0, 5\) for W of"),
+    "labels of another length": (
+        {"y": Y[1:]},
+        ValueError,
+        r"y of class indices has shape \(22,\); X of 23 rows and W of 5 classes need \(23,\): nothing broadc",
+    ),
+    "labels as a column": ({"y": Y[:, None]}, ValueError, r"y of class ind.*reshape it with \.reshape\(23,\)"),
+    "one-hot integers": (
+        {"y": np.eye(C, dtype=int)[Y]},
+        ValueError,
+        r"shape \(23, 5\).*For a distribution per row convert it with \.astype\(X\.dtype\)",
+    ),
+    "labels that are floating": (
+        {"y": Y.astype(float)},
+        ValueError,
+        r"y of distributions \(floating\) has shape \(23,\).*need \(23, 5\)\. For class indices convert it",
+    ),
+    "truth values": ({"y": Y > 0}, TypeError, r"y has dtype bool: class indices are integers \(shape \(23,"),
+    "a masked y": ({"y": np.ma.masked_array(Y)}, TypeError, r"y is a masked array"),
     "a weight of NaN": ({"sample_weight": np.full(N, np.nan)}, ValueError, r"sample_weight must be finite"),
     "unknown reduction": ({"reduction": "avg"}, ValueError, r"unknown reduction 'avg'"),
 }  # fmt: skip

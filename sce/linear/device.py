@@ -18,7 +18,7 @@ from sce.functions import loss_and_grad as of_logits
 from sce.problem import prepare
 from sce.select import obtain
 
-from .model import LinearGrad, computing_dtype, of_answer, of_matrix, penalty, together
+from .model import LinearGrad, computing_dtype, of_answer, of_matrix, of_target, penalty, together
 
 _CHUNK = 256 << 20  # bytes of a chunk's logits: products want many rows
 _BLOCK = 64 << 20  # bytes of a product that waits to be added
@@ -85,6 +85,7 @@ def model(
     if b is not None and (b.shape != (w.shape[1],) or b.dtype != w.dtype):
         raise ValueError(f"bias has shape {b.shape} and dtype {b.dtype}, not {(w.shape[1],)} and {w.dtype}.")
     l2 = penalty(l2, options.get("reduction"))
+    of_target(describe(y, "y", place), x.shape[0], w.shape[1])
     logits = _Logits(x, (x.shape[0], w.shape[1]), place)
     arrays = {"y": y} | {name: v for name, v in options.items() if hasattr(v, "shape")}
     problem = prepare(logits, y, outputs=outputs, validate=validate, **options).problem

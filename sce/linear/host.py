@@ -180,6 +180,8 @@ def _kept(problem: Problem) -> Array | None:
     """The positions of the rows that count; None: all of them."""
     if problem.denominator == 0:
         return np.empty(0, np.intp)
+    if problem.sample_weight is None and problem.ignore_index is None:
+        return None
     kept: Any = True
     if problem.sample_weight is not None:
         kept = problem.sample_weight != 0
