@@ -491,13 +491,17 @@ BAD = {
     "bias of text": ({"bias": BIAS.astype(str)}, TypeError, r"bias has dtype <U"),
     "negative l2": ({"l2": -1.0}, ValueError, r"l2 must be finite and at least 0, got -1"),
     "l2 of rows": ({"l2": 0.1, "reduction": "none"}, ValueError, r'reduction="none" it belongs to no row'),
-    "label out of range": ({"y": np.full(N, C)}, sce.LabelError, r"label 5 at position 0 is outside \[0, 5\) for W of"),
+    "label out of range": (
+        {"y": np.full(N, C)},
+        sce.LabelError,
+        r"label 5 at position 0 is outside \[0, 5\) for W of 5 classes",
+    ),
     "labels of another length": (
         {"y": Y[1:]},
         ValueError,
         r"y of class indices has shape \(22,\); X of 23 rows and W of 5 classes need \(23,\): nothing broadc",
     ),
-    "labels as a column": ({"y": Y[:, None]}, ValueError, r"y of class ind.*reshape it with \.reshape\(23,\)"),
+    "labels as a column": ({"y": Y[:, None]}, ValueError, r"so reshape it with \.reshape\(23,\)"),
     "one-hot integers": (
         {"y": np.eye(C, dtype=int)[Y]},
         ValueError,

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
-
 from sce.second_order import hvp
 from sce.select import obtain
 

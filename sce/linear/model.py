@@ -83,13 +83,14 @@ def _of_logits(
 ) -> Problem:
     """The problem of logits that are not there. Small calls repeat each other: then only y is looked at."""
     numbers = {name: value for name, value in options.items() if name not in _PER_CLASS_OR_ROW}
-    vectors = any(options[name] is not None for name in _PER_CLASS_OR_ROW)
+    vectors = any(options.get(name) is not None for name in _PER_CLASS_OR_ROW)
     if vectors or y.dtype.kind not in "iu" or not _LASTING.issuperset(map(type, numbers.values())):
         return prepare(_stand_in(shape, dtype), y, name="W", outputs=outputs, **options).problem
     problem = _like_earlier(shape, dtype, outputs, **numbers)
     ignore = problem.ignore_index
     labels = checks.labels(y, problem.classes, ignore, problem.validated, "W")
-    if ignore is not None and options["reduction"] == "mean" and options["denominator"] is None:
+    mean = options.get("reduction", "mean") == "mean" and options.get("denominator") is None
+    if ignore is not None and mean:
         problem = problem._replace(denominator=total_weight(problem.rows, labels, ignore, None, None))
     return problem._replace(labels=frozen(np.ascontiguousarray(labels)))
 
