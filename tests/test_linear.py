@@ -72,6 +72,12 @@ def step(request, monkeypatch):
     monkeypatch.setattr(host, "_step", lambda *call, **named: request.param)
 
 
+@pytest.fixture(params=[0, 1 << 20], ids=["by class", "by row"])
+def order(request, monkeypatch):
+    """How a chunk's logits lie in memory."""
+    monkeypatch.setattr(host, "_DEEP", request.param)
+
+
 @pytest.fixture(params=[True, False], ids=["SciPy", "NumPy alone"])
 def scipy(request, monkeypatch):
     if request.param:
@@ -80,11 +86,21 @@ def scipy(request, monkeypatch):
         monkeypatch.setattr(products, "_gemm", lambda code: None)
 
 
+def test_a_chunk_of_few_classes_lies_class_after_class():
+    memory = np.empty(4096)
+    for classes, features, by_class in ((64, 48, True), (65, 48, False), (64, 47, False)):
+        z = host.matrix_in(memory, 20, np.empty((features, classes)))
+        assert z.shape == (20, classes)
+        assert z.T.flags.c_contiguous == by_class
+        assert z.flags.c_contiguous != by_class
+        assert np.shares_memory(z, memory)
+
+
 # ---------------------------------------------------------------- values
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_options(options, step, backend):
+def test_options(options, step, order, backend):
     options = {"l2": 0.05, **options}
     y = labels(options)
     want_loss, want = dense(X, W, y, BIAS, options)
@@ -98,7 +114,7 @@ def test_options(options, step, backend):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-def test_dtypes(dtype, step, scipy):
+def test_dtypes(dtype, step, order, scipy):
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     x, w = X.astype(kind), W.astype(kind)
     want_loss, want = dense(x, w, labels({}), BIAS, {"l2": 0.05})
@@ -132,7 +148,7 @@ def ordered(x, how):
 
 @pytest.mark.parametrize("of_w", ["C", "F", "gaps", "backwards", "foreign"])
 @pytest.mark.parametrize("of_x", ["C", "F", "gaps", "foreign"])
-def test_any_memory_order(of_x, of_w, step, scipy):
+def test_any_memory_order(of_x, of_w, step, order, scipy):
     want_loss, want = dense(X, W, labels({}), None, {"l2": 0.1})
     x, w = ordered(X, of_x), ordered(W, of_w)
     out = LinearGrad(ordered(np.zeros_like(X), of_x.replace("foreign", "C")), None)
@@ -147,7 +163,7 @@ def test_any_memory_order(of_x, of_w, step, scipy):
 
 
 @pytest.mark.parametrize("of_w", ["C", "F", "gaps", "backwards"])
-def test_gradients_go_where_the_caller_says(of_w, step, scipy):
+def test_gradients_go_where_the_caller_says(of_w, step, order, scipy):
     want = dense(X, W, labels({}), BIAS, {"l2": 0.1})[1]
     out = LinearGrad(np.full((N, D), np.nan), ordered(np.full((D, C), np.nan), of_w), np.full(C, np.nan))
     _, grads = sce.linear_loss_and_grad(X, W, labels({}), bias=BIAS, l2=0.1, out=out)
@@ -228,7 +244,7 @@ def shifted(t, options, y):
 
 
 @pytest.mark.parametrize("options", TWICE.values(), ids=TWICE.keys())
-def test_finite_differences(options, step):
+def test_finite_differences(options, step, order):
     """The gradient is the loss's derivative along a direction, the product is the gradient's."""
     options = {"l2": 0.05, **options}
     y, e = labels(options), 1e-5

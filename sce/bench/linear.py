@@ -151,7 +151,7 @@ class Bare:
             products.multiply(x[rows], self.model.W, self._into(x[rows]))
 
     def _into(self, x: Array) -> Array:
-        return host.matrix_in(self.memory, len(x), self.model.W.shape[1])
+        return host.matrix_in(self.memory, len(x), self.model.W)
 
 
 def too_large(task: LinearTask) -> str | None:
