@@ -441,6 +441,8 @@ def test_what_calls_have_in_common_is_no_answer_of_theirs(backend):
     for option in ({"temperature": True}, {"validate": 1}):  # they equal what was legal a moment ago
         with pytest.raises(TypeError):
             sce.linear_cross_entropy(X, W, y, **option)
+    with pytest.raises(TypeError, match=r"temperature must be a real number, got \[1\.0\]"):
+        sce.linear_cross_entropy(X, W, y, temperature=[1.0])
 
 
 def test_lists_will_do():

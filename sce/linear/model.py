@@ -75,7 +75,7 @@ def model(X: Any, W: Any, y: Any, *, bias: Any, l2: Any, outputs: Iterable[str],
 
 
 _PER_CLASS_OR_ROW = ("class_weight", "sample_weight", "logit_bias")
-_LASTING = frozenset({float, int, str, bool, type(None)})  # types of values that cannot change
+_LASTING = frozenset({float, np.float64, int, str, bool, type(None)})  # types of values that cannot change
 
 
 def _of_logits(
