@@ -58,8 +58,7 @@ def placed(arrays: dict[str, Any]) -> bool:
 
 def model(X: Any, W: Any, y: Any, *, bias: Any, l2: Any, outputs: Iterable[str], **options: Any) -> Model:
     """Check everything. Nothing was computed or written when this raises."""
-    sparse = is_sparse(X)
-    x: Any = _csr(X) if sparse else matrix("X", X, "(N, D), a row for each example")
+    x: Any = _csr(X) if is_sparse(X) else matrix("X", X, "(N, D), a row for each example")
     w = matrix("W", W, "(D, C), a column for each class")
     together(x, w)
     l2 = penalty(l2, options.get("reduction"))
@@ -230,12 +229,13 @@ def outputs(model: Model, want: tuple[str, ...], out: Any) -> LinearGrad:
     shapes = {"X": (rows, features), "W": (features, classes), "bias": (classes,)}
     names = [name for name in want if name != "bias" or model.bias is not None]
     likes = {"X": model.X, "W": model.W}
+    inputs = {name: v for name, v in model.given.items() if isinstance(v, np.ndarray)} if given else {}
     made = {}
     for name, into in given.items():
         if name not in names:
             raise ValueError(f"out.{name} is given, but that gradient is not wanted or there is no {name}.")
         checks.out(into, shapes[name], checks.matrix_dtypes(model.dtype), f"out.{name}")
-        checks.overlap(into, {key: v for key, v in model.given.items() if isinstance(v, np.ndarray)})
+        checks.overlap(into, inputs)
     for a, b in combinations(given, 2):
         checks.overlap(given[a], {f"out.{b}": given[b]})
     for name in names:
