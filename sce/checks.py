@@ -105,10 +105,12 @@ def _soft_shape(got: tuple[int, ...], shape: tuple[int, ...], rows_shape: tuple[
     return f"{text}: nothing broadcasts."
 
 
-def labels(y: Array, classes: int, ignore: int | None, validate: bool) -> NDArray[np.int64]:
+def labels(
+    y: Array, classes: int, ignore: int | None, validate: bool, of: str = "logits"
+) -> NDArray[np.int64]:
     """Class indices as int64, every one in [0, C) or `ignore_index`."""
     if validate:
-        _legal(y, classes, ignore, f"[0, {classes}) for logits of {classes} classes")
+        _legal(y, classes, ignore, f"[0, {classes}) for {of} of {classes} classes")
     wide = native(y)
     if wide.dtype != np.int64:
         wide = wide.astype(np.int64)

@@ -157,7 +157,7 @@ def prepare(
         labels = (
             checks.contiguous("target", labels)
             if device
-            else checks.labels(labels, classes, ignore, validate)
+            else checks.labels(labels, classes, ignore, validate, name)
         )
     if out is not None:
         checks.out(out, x.shape, checks.matrix_dtypes(x.dtype))

@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from sce.bench import aims, findings, plots
-from sce.bench.markdown import number, table, text
+from sce.bench.markdown import number, put, table, text
 from sce.bench.plots import style
 
 ROOT = Path(__file__).parents[1]
@@ -363,6 +363,17 @@ def test_the_page_is_the_same_again_and_its_images_exist(tmp_path, write):
     ]
     assert sorted(images) == sorted(f"benchmarks/{path.name}" for path in (tmp_path / "benchmarks").iterdir())
     assert len(images) == len(set(images)) == 9
+
+
+def test_the_page_keeps_what_another_script_put_there(tmp_path, write):
+    target = tmp_path / "benchmarks.md"
+    assert run(page, write(WHOLE), target).exit_code == 0
+    section = "<!-- bench/linear.py -->\n## The linear model\n\n| a | table |\n<!-- /bench/linear.py -->"
+    target.write_text(put(target.read_text(), "bench/linear.py", "## The linear model\n\n| a | table |"))
+    for _ in range(2):
+        assert run(page, write(WHOLE), target).exit_code == 0
+        assert target.read_text().count(section) == 1
+    assert target.read_text().index(section) < target.read_text().index("## On a GPU")
 
 
 def test_every_row_of_a_table_has_as_many_cells(tmp_path):

@@ -72,6 +72,12 @@ def step(request, monkeypatch):
     monkeypatch.setattr(host, "_step", lambda *call, **named: request.param)
 
 
+@pytest.fixture(params=[0, 1 << 20], ids=["by class", "by row"])
+def order(request, monkeypatch):
+    """How a chunk's logits lie in memory."""
+    monkeypatch.setattr(host, "_DEEP", request.param)
+
+
 @pytest.fixture(params=[True, False], ids=["SciPy", "NumPy alone"])
 def scipy(request, monkeypatch):
     if request.param:
@@ -80,11 +86,21 @@ def scipy(request, monkeypatch):
         monkeypatch.setattr(products, "_gemm", lambda code: None)
 
 
+def test_a_chunk_of_few_classes_lies_class_after_class():
+    memory = np.empty(4096)
+    for classes, features, by_class in ((64, 48, True), (65, 48, False), (64, 47, False)):
+        z = host.matrix_in(memory, 20, np.empty((features, classes)))
+        assert z.shape == (20, classes)
+        assert z.T.flags.c_contiguous == by_class
+        assert z.flags.c_contiguous != by_class
+        assert np.shares_memory(z, memory)
+
+
 # ---------------------------------------------------------------- values
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_options(options, step, backend):
+def test_options(options, step, order, backend):
     options = {"l2": 0.05, **options}
     y = labels(options)
     want_loss, want = dense(X, W, y, BIAS, options)
@@ -98,7 +114,7 @@ def test_options(options, step, backend):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-def test_dtypes(dtype, step, scipy):
+def test_dtypes(dtype, step, order, scipy):
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     x, w = X.astype(kind), W.astype(kind)
     want_loss, want = dense(x, w, labels({}), BIAS, {"l2": 0.05})
@@ -132,7 +148,7 @@ def ordered(x, how):
 
 @pytest.mark.parametrize("of_w", ["C", "F", "gaps", "backwards", "foreign"])
 @pytest.mark.parametrize("of_x", ["C", "F", "gaps", "foreign"])
-def test_any_memory_order(of_x, of_w, step, scipy):
+def test_any_memory_order(of_x, of_w, step, order, scipy):
     want_loss, want = dense(X, W, labels({}), None, {"l2": 0.1})
     x, w = ordered(X, of_x), ordered(W, of_w)
     out = LinearGrad(ordered(np.zeros_like(X), of_x.replace("foreign", "C")), None)
@@ -147,7 +163,7 @@ def test_any_memory_order(of_x, of_w, step, scipy):
 
 
 @pytest.mark.parametrize("of_w", ["C", "F", "gaps", "backwards"])
-def test_gradients_go_where_the_caller_says(of_w, step, scipy):
+def test_gradients_go_where_the_caller_says(of_w, step, order, scipy):
     want = dense(X, W, labels({}), BIAS, {"l2": 0.1})[1]
     out = LinearGrad(np.full((N, D), np.nan), ordered(np.full((D, C), np.nan), of_w), np.full(C, np.nan))
     _, grads = sce.linear_loss_and_grad(X, W, labels({}), bias=BIAS, l2=0.1, out=out)
@@ -228,7 +244,7 @@ def shifted(t, options, y):
 
 
 @pytest.mark.parametrize("options", TWICE.values(), ids=TWICE.keys())
-def test_finite_differences(options, step):
+def test_finite_differences(options, step, order):
     """The gradient is the loss's derivative along a direction, the product is the gradient's."""
     options = {"l2": 0.05, **options}
     y, e = labels(options), 1e-5
@@ -333,11 +349,25 @@ def test_sparse(kind, dtype, step):
     near(got.W, sce.linear_hvp(x, w, Y, V.astype(dtype), **options).W, tolerance)
 
 
+def test_a_sparse_x_has_no_gradient_by_default(step):
+    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    for x, y in ((X, Y), (X[:0], Y[:0])):
+        loss, grads = sce.linear_loss_and_grad(
+            sparse.csr_array(x), W, y, bias=BIAS, ignore_index=-1, l2=0.1, empty="zero"
+        )
+        want_loss, want = dense(x, W, y, BIAS, {"ignore_index": -1, "l2": 0.1, "empty": "zero"})
+        near(loss, want_loss, 1e-14)
+        assert grads.X is None
+        near(grads.W, want.W, 1e-14)
+        near(grads.bias, want.bias, 1e-14)
+    assert sce.linear_loss_and_grad(sparse.csr_array(X), W, labels({}))[1].bias is None
+
+
 def test_sparse_is_refused_where_it_cannot_be_taken():
     sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
     x = sparse.csr_array(X)
-    with pytest.raises(ValueError, match=r'would be dense: pass want=\("W", "bias"\)'):
-        sce.linear_loss_and_grad(x, W, Y, ignore_index=-1)
+    with pytest.raises(ValueError, match=r'would be dense: pass want=\("W", "bias"\), or leave it out'):
+        sce.linear_loss_and_grad(x, W, Y, ignore_index=-1, want=("X", "W"))
     with pytest.raises(TypeError, match=r"format csc: rows are taken from CSR, so pass X\.tocsr"):
         sce.linear_cross_entropy(x.tocsc(), W, Y)
     with pytest.raises(TypeError, match=r"sparse of dtype int64: convert it"):
@@ -391,6 +421,28 @@ def test_one_row(step):
     loss, grads = sce.linear_loss_and_grad(X[:1], W, Y[:1])
     near(loss, want_loss, 1e-15)
     near(grads.W, want.W, 1e-15)
+
+
+def test_what_calls_have_in_common_is_no_answer_of_theirs(backend):
+    """Calls alike but for the labels share their facts; what depends on the labels is each call's own."""
+    none = np.full(N, -1)
+    for y in (Y, np.roll(Y, 3), none, Y[::-1], Y.astype(np.int8), Y):
+        want_loss, want = dense(X, W, y, BIAS, {"ignore_index": -1})
+        loss, grads = sce.linear_loss_and_grad(X, W, y, bias=BIAS, ignore_index=-1, backend=backend)
+        np.testing.assert_allclose(loss, want_loss, rtol=1e-14)
+        near(grads.W, want.W, 1e-14)
+    for bad in (C, -2):
+        with pytest.raises(
+            sce.LabelError, match=rf"label {bad} at position 4 is outside \[0, 5\) for W of 5"
+        ):
+            sce.linear_cross_entropy(X, W, np.where(np.arange(N) == 4, bad, Y), ignore_index=-1)
+    y = labels({})
+    sce.linear_cross_entropy(X, W, y, temperature=1.0, validate=True)
+    for option in ({"temperature": True}, {"validate": 1}):  # they equal what was legal a moment ago
+        with pytest.raises(TypeError):
+            sce.linear_cross_entropy(X, W, y, **option)
+    with pytest.raises(TypeError, match=r"temperature must be a real number, got \[1\.0\]"):
+        sce.linear_cross_entropy(X, W, y, temperature=[1.0])
 
 
 def test_lists_will_do():
@@ -457,8 +509,29 @@ BAD = {
     "bias of text": ({"bias": BIAS.astype(str)}, TypeError, r"bias has dtype <U"),
     "negative l2": ({"l2": -1.0}, ValueError, r"l2 must be finite and at least 0, got -1"),
     "l2 of rows": ({"l2": 0.1, "reduction": "none"}, ValueError, r'reduction="none" it belongs to no row'),
-    "label out of range": ({"y": np.full(N, C)}, sce.LabelError, r"label 5 at position 0 is outside"),
-    "labels of another length": ({"y": Y[1:]}, ValueError, r"target of class indices has shape \(22,\)"),
+    "label out of range": (
+        {"y": np.full(N, C)},
+        sce.LabelError,
+        r"label 5 at position 0 is outside \[0, 5\) for W of 5 classes",
+    ),
+    "labels of another length": (
+        {"y": Y[1:]},
+        ValueError,
+        r"y of class indices has shape \(22,\); X of 23 rows and W of 5 classes need \(23,\): nothing broadc",
+    ),
+    "labels as a column": ({"y": Y[:, None]}, ValueError, r"so reshape it with \.reshape\(23,\)"),
+    "one-hot integers": (
+        {"y": np.eye(C, dtype=int)[Y]},
+        ValueError,
+        r"shape \(23, 5\).*For a distribution per row convert it with \.astype\(X\.dtype\)",
+    ),
+    "labels that are floating": (
+        {"y": Y.astype(float)},
+        ValueError,
+        r"y of distributions \(floating\) has shape \(23,\).*need \(23, 5\)\. For class indices convert it",
+    ),
+    "truth values": ({"y": Y > 0}, TypeError, r"y has dtype bool: class indices are integers \(shape \(23,"),
+    "a masked y": ({"y": np.ma.masked_array(Y)}, TypeError, r"y is a masked array"),
     "a weight of NaN": ({"sample_weight": np.full(N, np.nan)}, ValueError, r"sample_weight must be finite"),
     "unknown reduction": ({"reduction": "avg"}, ValueError, r"unknown reduction 'avg'"),
 }  # fmt: skip

@@ -337,6 +337,11 @@ def test_bad_input(pretended):
         ((x, held(W.T), y), ValueError, r"X of shape \(11, 4\) and W of shape \(6, 4\)"),
         ((x, held(W.astype("f4")), y), TypeError, r"X has dtype float64 and W float32"),
         ((held(Y), w, y), TypeError, r"X has dtype int64"),
+        (
+            (x, w, held(Y[1:])),
+            ValueError,
+            r"y of class indices has shape \(10,\); X of 11 rows and W of 6 cl",
+        ),
     ):
         with pytest.raises(kind, match=words):
             sce.linear_loss_and_grad(*arrays, backend=PLACED)

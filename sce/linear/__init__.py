@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
-
 from sce.second_order import hvp
 from sce.select import obtain
 
@@ -40,7 +38,7 @@ def linear_loss_and_grad(
     denominator: float | None = None,
     empty: Literal["nan", "zero"] = "nan",
     grad_scale: float = 1.0,
-    want: tuple[str, ...] = ("X", "W", "bias"),
+    want: tuple[str, ...] | None = None,
     out: LinearGrad | None = None,
     validate: bool = True,
     backend: str | None = None,
@@ -78,7 +76,8 @@ def linear_loss_and_grad(
     grad_scale:
         Multiplies the gradients alone, that of the penalty included.
     want:
-        Which gradients: names out of "X", "W" and "bias". A sparse X has none.
+        Which gradients: names out of "X", "W" and "bias". None is all that there are: W, bias where there is
+        one, and X unless it is sparse, whose gradient would be dense and is not to be had.
     out:
         Where they go: `LinearGrad(X=..., W=..., bias=...)` of arrays, None where a new one will do. Each has
         its gradient's shape and the dtype of X and W (or float32 for half precision), and shares memory
@@ -274,7 +273,7 @@ def linear_hvp(
         return into
     here = model(X, W, y, bias=bias, l2=l2, outputs=("grad",), **options)
     along = direction(V, here), vector("v_bias", v_bias, here.W.shape[1], here.W.dtype)
-    here.inputs.update({name: a for name, a in (("V", V), ("v_bias", v_bias)) if isinstance(a, np.ndarray)})
+    here.given.update(V=V, v_bias=v_bias)
     into = outputs(here, ("W", "bias"), out)
     host.hessian_vector(here, host.row_product(here.problem, hvp, backend, options), *along, into)
     return into

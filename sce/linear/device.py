@@ -20,7 +20,7 @@ from sce.functions import loss_and_grad as of_logits
 from sce.problem import place_of_all, prepare
 from sce.select import obtain
 
-from .model import LinearGrad, computing_dtype, of_answer, of_matrix, penalty, together
+from .model import LinearGrad, computing_dtype, of_answer, of_matrix, of_target, penalty, together
 
 # Bytes of a chunk's logits, and of a product that waits to be added. With more rows each product is faster,
 # but memory is what this is here to save; some 50 MB are what the caches of large devices hold.
@@ -93,6 +93,7 @@ def model(
     if b is not None and (b.shape != (w.shape[1],) or b.dtype != w.dtype):
         raise ValueError(f"bias has shape {b.shape} and dtype {b.dtype}, not {(w.shape[1],)} and {w.dtype}.")
     l2 = penalty(l2, options.get("reduction"))
+    of_target(describe(y, "y", place), x.shape[0], w.shape[1])
     logits = _Logits(x, (x.shape[0], w.shape[1]), place)
     problem = prepare(logits, y, outputs=outputs, validate=validate, **options).problem
     chosen = cast(Any, obtain(problem, backend))

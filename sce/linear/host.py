@@ -18,6 +18,9 @@ _CACHED, _MOST = 8 << 20, 48 << 20
 _ENOUGH = 512  # rows from which on products are as fast as they get
 _TOGETHER = 16  # rows that a BLAS likes to take together
 _SQUARED = 1 << 16  # elements of W squared at once
+# Classes up to which a chunk lies in memory class after class, and bytes of a row of X from which on: then
+# products are faster by up to a sixth, adding the bias is twice as fast, and the kernels do not mind.
+_NARROW, _DEEP = 64, 384
 
 
 class Chunk(NamedTuple):
@@ -34,7 +37,7 @@ def loss_and_grad(model: Model, backend: Backend, into: LinearGrad) -> Any:
     each = None if problem.reduce else np.zeros(problem.rows, loss_dtype)
     kept = _kept(problem)
     step = _step(model, kept, matrices=1)
-    memory = _memory(model, step)
+    memory = memory_for(model, step)
     if into.X is not None and kept is not None:
         into.X[...] = 0
     for where, x in _chunks(model, kept, step):
@@ -62,7 +65,7 @@ def hessian_vector(model: Model, product: Any, V: Array, v: Array | None, into: 
     sums = Sums(model, into)
     kept = _kept(model.problem)
     step = _step(model, kept, matrices=2)
-    first, second = _memory(model, step), _memory(model, step)
+    first, second = memory_for(model, step), memory_for(model, step)
     for where, x in _chunks(model, kept, step):
         z = logits(model, x, model.W, model.bias, first)
         r = logits(model, x, V, v, second)
@@ -87,7 +90,7 @@ def row_product(problem: Problem, hvp: Any, backend: str | None, options: dict[s
 
 def logits(model: Model, x: Any, W: Array, bias: Array | None, memory: Array) -> Array:
     """x W + bias."""
-    z = multiply(x, W, memory[: x.shape[0]])
+    z = multiply(x, W, matrix_in(memory, x.shape[0], W))
     if bias is not None:
         z += bias
     return z
@@ -138,8 +141,17 @@ def _put(into: Array, where: Any, g: Array, W: Array) -> None:
         into[where] = g @ W.T
 
 
-def _memory(model: Model, step: int) -> Array:
-    return np.empty((step, model.W.shape[1]), model.W.dtype)
+def memory_for(model: Model, step: int) -> Array:
+    return np.empty(step * model.W.shape[1], model.W.dtype)
+
+
+def matrix_in(memory: Array, rows: int, W: Array) -> Array:
+    """A chunk's logits, in the order in which products with them are fastest."""
+    features, classes = W.shape
+    some = memory[: rows * classes]
+    if classes <= _NARROW and features * W.itemsize >= _DEEP:
+        return some.reshape(classes, rows).T
+    return some.reshape(rows, classes)
 
 
 def _step(model: Model, kept: Array | None, matrices: int) -> int:
@@ -171,6 +183,8 @@ def _kept(problem: Problem) -> Array | None:
     """The positions of the rows that count; None: all of them."""
     if problem.denominator == 0:
         return np.empty(0, np.intp)
+    if problem.sample_weight is None and problem.ignore_index is None:
+        return None
     kept: Any = True
     if problem.sample_weight is not None:
         kept = problem.sample_weight != 0

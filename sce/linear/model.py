@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache, lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from sce import checks
 from sce.backend import DTYPES, Array, BackendError, Problem
 from sce.layout import as_host, dtype_name, native, on_device
-from sce.problem import prepare
+from sce.problem import frozen, prepare, total_weight
 
 GRADIENTS = ("X", "W", "bias")
 _ANY = np.zeros(1)  # memory behind logits that nobody reads
@@ -37,7 +38,7 @@ class Model(NamedTuple):
     l2: float
     problem: Problem  # its logits are a stand-in of the right shape and dtype
     dtype: np.dtype[Any]  # of X and W, and of the answer: computed is in float32 or float64
-    inputs: dict[str, Array]  # what no answer may overlap
+    given: dict[str, Any]  # the caller's arguments: no answer may overlap the arrays among them
 
     @property
     def sparse(self) -> bool:
@@ -62,14 +63,50 @@ def model(X: Any, W: Any, y: Any, *, bias: Any, l2: Any, outputs: Iterable[str],
     together(x, w)
     l2 = penalty(l2, options.get("reduction"))
     computing = computing_dtype(w.dtype)
-    logits: Array = np.ndarray((x.shape[0], w.shape[1]), computing, _ANY, strides=(0, 0))
-    problem = prepare(logits, y, outputs=outputs, **options).problem
-    b = vector("bias", bias, w.shape[1], computing)
-    given = {"W": W, "y": y, "bias": bias, **options}
-    if not is_sparse(X):
-        given["X"] = X
-    inputs = {name: v for name, v in given.items() if isinstance(v, np.ndarray)}
-    return Model(x, w.astype(computing, copy=False), b, l2, problem, w.dtype, inputs)
+    labels = as_host(y, "y")
+    if labels.size == 0 and not isinstance(y, np.ndarray):
+        labels = labels.astype(np.int64)  # an empty list has no type of its own
+    of_target(labels, x.shape[0], w.shape[1])
+    problem = _of_logits((x.shape[0], w.shape[1]), computing, labels, tuple(outputs), options)
+    b = None if bias is None else vector("bias", bias, w.shape[1], computing)
+    given = {"X": X, "W": W, "y": y, "bias": bias, **options}
+    return Model(x, w.astype(computing, copy=False), b, l2, problem, w.dtype, given)
+
+
+_PER_CLASS_OR_ROW = ("class_weight", "sample_weight", "logit_bias")
+_LASTING = frozenset({float, np.float64, int, str, bool, type(None)})  # types of values that cannot change
+
+
+def _of_logits(
+    shape: tuple[int, int], dtype: np.dtype[Any], y: Array, outputs: tuple[str, ...], options: dict[str, Any]
+) -> Problem:
+    """The problem of logits that are not there. Small calls repeat each other: then only y is looked at."""
+    numbers = {name: value for name, value in options.items() if name not in _PER_CLASS_OR_ROW}
+    vectors = any(options.get(name) is not None for name in _PER_CLASS_OR_ROW)
+    if vectors or y.dtype.kind not in "iu" or not _LASTING.issuperset(map(type, numbers.values())):
+        return prepare(_stand_in(shape, dtype), y, name="W", outputs=outputs, **options).problem
+    problem = _like_earlier(shape, dtype, outputs, **numbers)
+    ignore = problem.ignore_index
+    labels = checks.labels(y, problem.classes, ignore, problem.validated, "W")
+    mean = options.get("reduction", "mean") == "mean" and options.get("denominator") is None
+    if ignore is not None and mean:
+        problem = problem._replace(denominator=total_weight(problem.rows, labels, ignore, None, None))
+    return problem._replace(labels=frozen(np.ascontiguousarray(labels)))
+
+
+@lru_cache(maxsize=256, typed=True)
+def _like_earlier(
+    shape: tuple[int, int], dtype: np.dtype[Any], outputs: tuple[str, ...], **options: Any
+) -> Problem:
+    """Its labels and what depends on them are the call's own."""
+    labels: Array = np.zeros(shape[:1], np.int64)
+    found = prepare(_stand_in(shape, dtype), labels, name="W", outputs=outputs, **options)
+    return found.problem._replace(labels=None)
+
+
+def _stand_in(shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    """Logits that nobody reads."""
+    return np.ndarray(shape, dtype, _ANY, strides=(0, 0))
 
 
 def together(x: Any, w: Array) -> None:
@@ -93,6 +130,7 @@ def penalty(l2: Any, reduction: Any) -> float:
     return factor
 
 
+@cache
 def computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """float64 for float64, else float32: no BLAS of the host knows half precision."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
@@ -113,6 +151,29 @@ def of_matrix(name: str, x: Array, what: str) -> None:
         raise ValueError(f"{name} has shape {x.shape}: it must be {what}.")
 
 
+def of_target(y: Array, rows: int, classes: int) -> None:
+    """Labels or distributions for X's rows; the labels' values are `prepare`'s to check."""
+    index = y.dtype.kind in "iu"
+    if not index and dtype_name(y.dtype) not in DTYPES:
+        raise TypeError(
+            f"y has dtype {y.dtype}: class indices are integers (shape {(rows,)}), distributions one of"
+            f" {', '.join(DTYPES)} (shape {(rows, classes)})."
+        )
+    if y.shape == ((rows,) if index else (rows, classes)):
+        return
+    what, need = ("class indices", (rows,)) if index else ("distributions (floating)", (rows, classes))
+    text = f"y of {what} has shape {y.shape}; X of {rows} rows and W of {classes} classes need {need}"
+    if index and y.shape == (rows, classes):
+        hint = ". For a distribution per row convert it with .astype(X.dtype)."
+    elif y.shape == (rows,):
+        hint = ". For class indices convert it with .astype(np.int64)."
+    elif index and y.size == rows:
+        hint = f": nothing broadcasts, so reshape it with .reshape{need}."
+    else:
+        hint = ": nothing broadcasts."
+    raise ValueError(text + hint)
+
+
 def direction(value: Any, model: Model) -> Array:
     """V, in the computing dtype."""
     v = matrix("V", value, "(D, C), as W is")
@@ -131,7 +192,7 @@ def vector(name: str, value: Any, classes: int, dtype: np.dtype[Any]) -> Array |
 
 def is_sparse(X: Any) -> bool:
     """One of SciPy's sparse arrays or matrices."""
-    return hasattr(X, "tocsr") and hasattr(X, "nnz")
+    return not isinstance(X, np.ndarray) and hasattr(X, "tocsr") and hasattr(X, "nnz")
 
 
 def _csr(X: Any) -> Any:
@@ -143,7 +204,9 @@ def _csr(X: Any) -> Any:
 
 
 def wanted(want: Any, sparse: bool) -> tuple[str, ...]:
-    """The names of the gradients, each once."""
+    """The names of the gradients, each once. None: all that there are; a sparse X has none."""
+    if want is None:
+        return GRADIENTS[1:] if sparse else GRADIENTS
     if isinstance(want, str) or not isinstance(want, Iterable):
         raise TypeError(f'want must be a sequence of names such as ("W", "bias"), got {want!r}.')
     names = tuple(checks.one_of("gradient", name, GRADIENTS) for name in want)
@@ -153,7 +216,9 @@ def wanted(want: Any, sparse: bool) -> tuple[str, ...]:
             " linear_cross_entropy."
         )
     if sparse and "X" in names:
-        raise ValueError('the gradient of a sparse X would be dense: pass want=("W", "bias").')
+        raise ValueError(
+            'the gradient of a sparse X would be dense: pass want=("W", "bias"), or leave it out.'
+        )
     return names
 
 
@@ -164,12 +229,13 @@ def outputs(model: Model, want: tuple[str, ...], out: Any) -> LinearGrad:
     shapes = {"X": (rows, features), "W": (features, classes), "bias": (classes,)}
     names = [name for name in want if name != "bias" or model.bias is not None]
     likes = {"X": model.X, "W": model.W}
+    inputs = {name: v for name, v in model.given.items() if isinstance(v, np.ndarray)} if given else {}
     made = {}
     for name, into in given.items():
         if name not in names:
             raise ValueError(f"out.{name} is given, but that gradient is not wanted or there is no {name}.")
         checks.out(into, shapes[name], checks.matrix_dtypes(model.dtype), f"out.{name}")
-        checks.overlap(into, model.inputs)
+        checks.overlap(into, inputs)
     for a, b in combinations(given, 2):
         checks.overlap(given[a], {f"out.{b}": given[b]})
     for name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -101,8 +102,14 @@ def _run(work: bytes, environment: Mapping[str, str], patience: float, figures: 
         return Reply("failed", _last_line(f"no answer within {patience:g} s", errors))
     took = time.perf_counter() - began
     if done.returncode or not figures.exists():
-        return Reply("failed", _last_line(f"exit status {done.returncode}", errors))
+        return Reply("failed", _last_line(_how_it_ended(done.returncode), errors))
     return Reply("ok", None, json.loads(figures.read_text(encoding="utf-8")), took)
+
+
+def _how_it_ended(status: int) -> str:
+    if status == -getattr(signal, "SIGKILL", 0):
+        return "killed, as Linux does where memory runs out"
+    return f"exit status {status}"
 
 
 def _last_line(what: str, errors: Path) -> str:
