@@ -89,8 +89,8 @@ from .vector_math import LN2_HIGH, LN2_LOW, LOG2E, difference_error, shifts_by
 
 # Addresses. x, lo: columns of p.tile numbers of the compute dtype, one a class; slope: the same in float64;
 # curve: a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; more: columns
-# as of x, for the Hessian's diagonal, or for v and its product; lines: of rows on their way past the caches.
-# masses: columns as of x, of a distribution, in float64 if it is, in the compute dtype if not.
+# as of x, for the Hessian's diagonal, or for v and its product; masses: columns of a distribution, in float64
+# where it is, else as of x; lines: of rows on their way past the caches.
 Scratch = namedtuple("Scratch", "x lo slope curve table y more masses lines")
 
 
@@ -286,7 +286,7 @@ def statistics(
         put_wide(cell + AT_Y, base)
         if soft is not None:
             for part in range(0, LINE // size, LINE // 8):
-                put_masses(p, one, soft, j + part, lo, s)
+                put_masses(p, one, soft, i, j + part, lo, s)
         if anywhere(base != zero):
             put_exp(p, one, x, y, base, by, smooth, low, cell, line, apart)
         else:
@@ -316,13 +316,16 @@ def statistics(
 
 
 @jit()
-def put_masses(p: Any, one: Any, soft: Any, j: Any, lo: Any, s: Any) -> None:
-    """Of rows j .. j + 8: the largest class's q, and over all others the sums of q and q (pivot - z)."""
+def put_masses(p: Any, one: Any, soft: Any, i: Any, j: Any, lo: Any, s: Any) -> None:
+    """Of 8 rows, from the tile's j-th on: the largest class's q, and of the others sum q, sum q (pivot - z)."""
     kind, cell, zero = kind_of(one, soft), s.table + j * 8, splat(0.0)
     by, y = load(1.0, cell + PIVOT, 1.0), load(one, s.y + j * size_of(one), 1.0)
     high = load(1.0, cell + AT_Y, 1.0) + by * LN2_HIGH
     at_y, mass, lost, dot, dot_lost = zero, zero, zero, zero, zero
+    ahead = row_at(p.distribution, i // p.inner, i % p.inner) + (p.tile + j) * p.soft_step
+    apart = p.distribution.of_c if p.soft_step == size_of(soft) else 8 * size_of(soft)
     for k in range(p.classes):
+        prefetch(ahead + k * apart)
         place = k * p.tile + j
         z = load(one, s.x + place * size_of(one), 1.0)
         q = load(kind, s.masses + place * size_of(kind), 1.0)
@@ -468,7 +471,7 @@ def _in_parts(one: Any, at: Any) -> Any:
 
 
 def less_of(one: Any, cell: Any, smooth: Any, soft: Any) -> Any:
-    """Of a vector of rows what `less_at` makes the masses of: nothing, one mass, or a distribution's factor."""
+    """Of a vector of rows what `less_at` asks for: nothing, one mass, or a distribution's factor."""
 
 
 @overload(less_of, jit_options={"forceinline": True})

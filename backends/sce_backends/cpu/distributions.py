@@ -1,9 +1,9 @@
 """Loss and gradient of targets that are distributions, a tile of rows at a time: the passes of tiles.py.
 
-What index targets have, a class whose term never enters a sum, is the row's largest class t here. Its 1 - p is
-a sum of the others then and no difference, and all others have p <= 1/2, where Q p - q can be computed as it
-is written. t is not known before the row's end: whichever class is the largest so far is kept apart, and put
-back when a block has a larger one. So a row is still read once.
+What index targets have, a class whose term never enters a sum, is the row's largest class t here. So its
+1 - p is a sum of the others and no difference; they have p <= 1/2, where Q p - q may be taken as it stands.
+t is not known before the row's end: whichever class is the largest so far is kept apart, and put back when a
+block has a larger one. So a row is still read once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from .cache import jit
 from .memory import fence, get, prefetch, put, row_at, size_of, view_of_records, widen
 from .parameters import PARAMETERS
-from .simd import LINE, anywhere, fused, load, load_first, only, select, splat, total
+from .simd import LINE, anywhere, first_of, fused, load, load_first, only, select, splat, total
 from .tiles import (
     AHEAD,
     BLOCK,
@@ -53,13 +53,12 @@ from .vector_math import LN2_HIGH, LN2_LOW, add, finish
 @jit()
 def place_of(of: Any, one: Any, z: Any, n: Any, value: Any) -> Any:
     """The first of n classes that has this logit, -1 if none has."""
-    lanes, k = LINE // size_of(one), np.int64(0)
-    while k + lanes <= n and not anywhere(load(of, z + k * size_of(of), one) == value):
-        k += lanes
-    while k < n:
-        if type(one)(widen(get(of, z + k * size_of(of)))) == value:
-            return k
-        k += 1
+    lanes, none = LINE // size_of(one), type(one)(np.nan)
+    for k in range(0, n, lanes):
+        at, left = z + k * size_of(of), n - k
+        found = (load(of, at, one) if left >= lanes else load_first(of, at, one, left, none)) == value
+        if anywhere(found):
+            return k + first_of(found)
     return np.int64(-1)
 
 

@@ -44,8 +44,8 @@ _VECTORS = (  # addresses of contiguous arrays; 0 where there is none
 )  # fmt: skip
 SCRATCH = (  # the same of memory to work in: plan.py says how large each part is
     "partial",  # (chunks, 2): the sums of loss and of its z-loss part
-    "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "more", "masses", "lines",
-    "found",
+    "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "more", "masses",
+    "lines", "found",
 )  # fmt: skip
 MATRICES = (
     "logits", "distribution", "direction", "grad", "hess_diag", "log_softmax", "hvp", "log_softmax_jvp",

@@ -27,7 +27,7 @@ _CHUNK, _ROW = 1 << 18, 64
 _TILED = frozenset({"loss", "z_loss", "grad"})  # the outputs of tiles.py and columns.py
 _TILE_BYTES = 1 << 16  # of a tile's exponentials: they stay in a core's own cache
 _COLUMNS_BYTES = 1 << 18  # the same of columns
-_FEW = 64  # classes, up to which rows are turned into columns, and
+_FEW, _FEW_SOFT = 64, 160  # classes, up to which rows are turned into columns, of distributions, and
 _MOST_COLUMNS = 2048  # where they lie that way anyway, and of Hessian-vector products
 # Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it: a
 # row takes half a millisecond, and waking a thread up to a fifth of one.
@@ -247,7 +247,8 @@ def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
         return "rows"
     if shape.smooth and (dtype == "float64" or shape.class_weight):
         return "rows"  # nearly all mass may be at the maximum: its term, too, has to stay apart
-    if shape.classes <= (_MOST_COLUMNS if sideways else _FEW):
+    few = _FEW if soft is None else _FEW_SOFT
+    if shape.classes <= (_MOST_COLUMNS if sideways else few):
         return "columns"
     if shape.grad is not None and shape.grad[0][2] != shape.grad[1].itemsize:
         return "rows"

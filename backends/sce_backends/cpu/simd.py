@@ -231,6 +231,18 @@ def anywhere(typingctx: Any, mask: Any) -> Any:
 
 
 @intrinsic
+def first_of(typingctx: Any, mask: Any) -> Any:
+    """The first lane that says yes; their number where none does."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits, word = builder.bitcast(args[0], ir.IntType(mask.lanes)), ir.IntType(64)
+        end = builder.or_(builder.zext(bits, word), ir.Constant(word, 1 << mask.lanes))
+        return builder.cttz(end, ir.Constant(ir.IntType(1), 1))
+
+    return nb.int64(mask), codegen
+
+
+@intrinsic
 def total(typingctx: Any, x: Any) -> Any:
     """The sum of the lanes, in pairs."""
 

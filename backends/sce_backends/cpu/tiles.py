@@ -486,12 +486,14 @@ def reread(p: Any, one: Any, j: Any, plain: Any, affine: Any, s: Any) -> Any:
 @jit()
 def targets(p: Any, i: Any, rows: Any, smooth: Any, table: Any) -> None:
     """What the targets of rows i .. i + rows are; then, up to whole vectors, rows that count nothing."""
-    plain = p.labels and not (p.ignores or p.sample_weight or p.class_weight) and smooth is None
+    plain = not (p.ignores or p.sample_weight or p.class_weight) and smooth is None
     done = rows // 8 * 8 if plain else np.int64(0)
-    wrong = np.nan if p.unit != 0.0 else 0.0
+    wrong = np.nan if p.unit != 0.0 and p.labels else p.unit
     for j in range(0, done, 8):
-        y, cell = load_integers(p.labels + (i + j) * 8), table + j * 8
-        y = select(y > -1.0, select(y < np.float64(p.classes), y, splat(-1.0)), splat(-1.0))
+        y, cell = splat(-1.0), table + j * 8
+        if p.labels:
+            y = load_integers(p.labels + (i + j) * 8)
+            y = select(y > -1.0, select(y < np.float64(p.classes), y, splat(-1.0)), splat(-1.0))
         store(1.0, cell + TARGET, y)
         store(1.0, cell + SCALE, select(y > -1.0, splat(p.unit), splat(wrong)))
         store(1.0, cell + MASS_Y, select(y > -1.0, splat(1.0), splat(0.0)))
