@@ -317,7 +317,7 @@ def statistics(
 
 @jit()
 def put_masses(p: Any, one: Any, soft: Any, i: Any, j: Any, lo: Any, s: Any) -> None:
-    """Of 8 rows, from the tile's j-th on: the largest class's q, and of the others sum q, sum q (pivot - z)."""
+    """Of rows j .. j + 8: the largest class's q, and of the others sum q, sum q (pivot - z)."""
     kind, cell, zero = kind_of(one, soft), s.table + j * 8, splat(0.0)
     by, y = load(1.0, cell + PIVOT, 1.0), load(one, s.y + j * size_of(one), 1.0)
     high = load(1.0, cell + AT_Y, 1.0) + by * LN2_HIGH
