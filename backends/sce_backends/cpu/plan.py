@@ -4,7 +4,8 @@ rows.py            everything: any target, any output
 tiles.py           loss and gradient of index targets, some rows at a time
 distributions.py   the same of distributions
 pieces.py          the same for a few rows of very many classes, in pieces
-columns.py         the same, with vectors that run over the rows: few classes, or another class axis than the last
+columns.py         the same, with vectors that run over the rows: few classes, or another class axis than the
+                   last
 """
 
 from __future__ import annotations
