@@ -52,7 +52,7 @@ def test_which_kernel(c, options, expected):
 
 def test_which_kernel_for_other_inputs():
     x, y = some(6, 100)
-    assert way(x, np.abs(x)) == "rows"  # a distribution
+    assert way(x, np.abs(x)) == "columns"  # a distribution
     assert way(x.astype(np.float64), y) == "tiles"
     assert way(x.astype(np.float64), y, label_smoothing=0.1) == "rows"
     images = np.zeros((2, 500, 4, 4), np.float32)

@@ -89,8 +89,9 @@ from .vector_math import LN2_HIGH, LN2_LOW, LOG2E, difference_error, shifts_by
 
 # Addresses. x, lo: columns of p.tile numbers of the compute dtype, one a class; slope: the same in float64;
 # curve: a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; more: columns
-# as of x, for the Hessian's diagonal, or for v and its product; lines: of rows on their way past the caches.
-Scratch = namedtuple("Scratch", "x lo slope curve table y more lines")
+# as of x, for the Hessian's diagonal, or for v and its product; masses: columns of a distribution, in float64
+# where it is, else as of x; lines: of rows on their way past the caches.
+Scratch = namedtuple("Scratch", "x lo slope curve table y more masses lines")
 
 
 @jit()
@@ -167,7 +168,7 @@ def store_columns(
 
 
 @jit()
-def prepare(p: Any, one: Any, i: Any, rows: Any, smooth: Any, along: Any, s: Any) -> None:
+def prepare(p: Any, one: Any, i: Any, rows: Any, smooth: Any, soft: Any, along: Any, s: Any) -> None:
     """The rows' targets. One that is left out holds zeros: nothing of it may matter, not even NaN."""
     targets(p, i, rows, smooth, s.table)
     for j in range(0, rows, 8):
@@ -182,6 +183,24 @@ def prepare(p: Any, one: Any, i: Any, rows: Any, smooth: Any, along: Any, s: Any
                     put(one, s.x + (k * p.tile + j) * size_of(one), type(one)(0))
                     if along is not None:
                         put(one, s.more + (k * p.tile + j) * size_of(one), type(one)(0))
+                    if soft is not None:
+                        kind = kind_of(one, soft)
+                        put(kind, s.masses + (k * p.tile + j) * size_of(kind), 0.0)
+
+
+def kind_of(one: Any, soft: Any) -> Any:
+    """A number of the type that a distribution's columns have."""
+
+
+@overload(kind_of, inline="always")
+def _kind_of(one: Any, soft: Any) -> Any:
+    def wide(one: Any, soft: Any) -> Any:
+        return 1.0
+
+    def same(one: Any, soft: Any) -> Any:
+        return one
+
+    return wide if soft == types.float64 else same
 
 
 @jit()
@@ -235,9 +254,12 @@ def _cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> An
 
 @jit()
 def statistics(
-    p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, affine: Any, hess: Any, s: Any
+    p: Any, of: Any, one: Any, i: Any, rows: Any, smooth: Any, soft: Any, affine: Any, hess: Any, s: Any
 ) -> None:
-    """The inputs of `settle`, and the exponentials over x, with 0 at each row's class."""
+    """The inputs of `settle`, and the exponentials over x, with 0 at each row's class.
+
+    Of distributions, that is the largest class: see distributions.py.
+    """
     column, size, zero = p.tile * size_of(one), size_of(one), splat(type(one)(0))
     lo, far = address_in(s.lo, np.int64(0), affine), type(one)(far_from(p))
     # The next tile is fetched meanwhile: as much as this one's vector is made of, where that is in one place.
@@ -246,20 +268,29 @@ def statistics(
     for j in range(0, rows, LINE // size):
         x, cell = s.x + j * size, s.table + j * 8
         y, top = load(one, s.y + j * size, one), load(one, x, one)
+        if soft is not None:
+            y = zero
         for k in range(1, p.classes):
             z = load(one, x + k * column, one)
+            if soft is not None:
+                y = select(z > top, splat(type(one)(k)), y)
             top = select(z > top, z, top)
+        if soft is not None:
+            store(one, s.y + j * size, y)
         # As in tiles.py, a pivot is k ln 2, and where that is not exact, the maximum itself. Each lane has
         # its own: a row's bits must not depend on its neighbours.
         near = select(top * top < far * far, top, zero)
         base, by = select(near == top, zero, top), rounded(near * type(one)(LOG2E))
         low, line = address_in(lo, j * size, lo), ahead + j * p.row_step
+        put_wide(cell + PIVOT, by)
+        put_wide(cell + AT_Y, base)
+        if soft is not None:
+            for part in range(0, LINE // size, LINE // 8):
+                put_masses(p, one, soft, i, j + part, lo, s)
         if anywhere(base != zero):
             put_exp(p, one, x, y, base, by, smooth, low, cell, line, apart)
         else:
             put_exp(p, one, x, y, None, by, smooth, low, cell, line, apart)
-        put_wide(cell + PIVOT, by)
-        put_wide(cell + AT_Y, base)
         for part in range(0, LINE // size, LINE // 8):
             if hess is None:
                 store(1.0, cell + part * 8 + REST, sum_down(one, x + part * size, column, p.classes))
@@ -280,8 +311,45 @@ def statistics(
         if smooth is not None:
             others = (high + low) * np.float64(counted) - load(1.0, at + DOT, 1.0)
             store(1.0, at + DOT, others * get(1.0, p.shared_mass))
-        else:
+        elif soft is None:
             store(1.0, at + DOT, splat(0.0))
+
+
+@jit()
+def put_masses(p: Any, one: Any, soft: Any, i: Any, j: Any, lo: Any, s: Any) -> None:
+    """Of rows j .. j + 8: the largest class's q, and of the others sum q, sum q (pivot - z)."""
+    kind, cell, zero = kind_of(one, soft), s.table + j * 8, splat(0.0)
+    by, y = load(1.0, cell + PIVOT, 1.0), load(one, s.y + j * size_of(one), 1.0)
+    high = load(1.0, cell + AT_Y, 1.0) + by * LN2_HIGH
+    at_y, mass, lost, dot, dot_lost = zero, zero, zero, zero, zero
+    ahead = row_at(p.distribution, i // p.inner, i % p.inner) + (p.tile + j) * p.soft_step
+    apart = p.distribution.of_c if p.soft_step == size_of(soft) else 8 * size_of(soft)
+    for k in range(p.classes):
+        prefetch(ahead + k * apart)
+        place = k * p.tile + j
+        z = load(one, s.x + place * size_of(one), 1.0)
+        q = load(kind, s.masses + place * size_of(kind), 1.0)
+        gap = high - z
+        if lo is not None:
+            less = load(one, s.lo + place * size_of(one), 1.0)
+            gap = gap - select(less - less == 0.0, less, zero)  # an infinite z has none
+        here = y == np.float64(k)
+        at_y, q = select(here, q, at_y), select(here, zero, q)
+        gap = select(q != 0.0, gap, zero)  # 0 * inf = 0
+        if size_of(one) == 4:
+            mass, dot = mass + q, fused(q, gap, dot)
+        else:  # Knuth's two-sum
+            term = q * gap
+            new, new_dot = mass + q, dot + term
+            lost = lost + difference_error(mass, -q, new)
+            dot_lost = dot_lost + difference_error(dot, -term, new_dot)
+            mass, dot = new, new_dot
+    if size_of(one) == 8:
+        mass = mass + select(lost - lost == 0.0, lost, zero)
+        dot = dot + select(dot_lost - dot_lost == 0.0, dot_lost, zero)
+    store(1.0, cell + MASS_Y, at_y)
+    store(1.0, cell + MASS, mass)
+    store(1.0, cell + DOT, fused(mass, by * LN2_LOW, dot))
 
 
 def sum_down(one: Any, x: Any, column: Any, n: Any) -> Any:
@@ -402,19 +470,37 @@ def _in_parts(one: Any, at: Any) -> Any:
     return parts32 if one == types.float32 else parts64
 
 
-def parts_if(one: Any, at: Any, on: Any) -> Any:
-    """`in_parts`, or None where `on` is."""
+def less_of(one: Any, cell: Any, smooth: Any, soft: Any) -> Any:
+    """Of a vector of rows what `less_at` asks for: nothing, one mass, or a distribution's factor."""
 
 
-@overload(parts_if, jit_options={"forceinline": True})
-def _parts_if(one: Any, at: Any, on: Any) -> Any:
-    def nothing(one: Any, at: Any, on: Any) -> Any:
+@overload(less_of, jit_options={"forceinline": True})
+def _less_of(one: Any, cell: Any, smooth: Any, soft: Any) -> Any:
+    def nothing(one: Any, cell: Any, smooth: Any, soft: Any) -> Any:
         return None
 
-    def parts(one: Any, at: Any, on: Any) -> Any:
-        return in_parts(one, at)
+    def shared(one: Any, cell: Any, smooth: Any, soft: Any) -> Any:
+        return in_parts(one, cell + DOT)
 
-    return nothing if isinstance(on, types.NoneType) else parts
+    if not (isinstance(soft, types.NoneType) and isinstance(smooth, types.NoneType)):
+        return shared
+    return nothing
+
+
+def less_at(one: Any, less: Any, soft: Any, masses: Any, place: Any) -> Any:
+    """`weighted`'s for a vector."""
+
+
+@overload(less_at, jit_options={"forceinline": True})
+def _less_at(one: Any, less: Any, soft: Any, masses: Any, place: Any) -> Any:
+    def same(one: Any, less: Any, soft: Any, masses: Any, place: Any) -> Any:
+        return less
+
+    def masses_at(one: Any, less: Any, soft: Any, masses: Any, place: Any) -> Any:
+        kind = kind_of(one, soft)
+        return less[0], less[1], load(kind, masses + place * size_of(kind), one)
+
+    return same if isinstance(soft, types.NoneType) else masses_at
 
 
 @jit()
@@ -525,7 +611,7 @@ def hessian(p: Any, one: Any, rows: Any, s: Any) -> None:
 
 
 @jit()
-def gradient(p: Any, one: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> None:
+def gradient(p: Any, one: Any, rows: Any, smooth: Any, soft: Any, capped: Any, s: Any) -> None:
     """The gradient over the exponentials."""
     column, size = p.tile * size_of(one), size_of(one)
     for j in range(0, rows, LINE // size):
@@ -540,18 +626,23 @@ def gradient(p: Any, one: Any, rows: Any, smooth: Any, capped: Any, s: Any) -> N
             for at in range(cell, cell + LINE * 8 // size, LINE):  # to where `settle` has read
                 mass = load(1.0, at + SCALE, 1.0) * (p.of_q * get(1.0, p.shared_mass))
                 store(1.0, at + DOT, mass)
-        less = parts_if(one, cell + DOT, smooth)
+        if soft is not None:
+            for at in range(cell, cell + LINE * 8 // size, LINE):
+                store(1.0, at + DOT, load(1.0, at + SCALE, 1.0) * p.of_q)
+        less = less_of(one, cell, smooth, soft)
         for k in range(p.classes):
             e = load(one, x + k * column, one)
-            g = select(y == type(one)(k), at_y[0], weighted(e, c, c_lo, less))
-            slope = address_in(s.slope, (k * p.tile + j) * 8, capped)
+            place = k * p.tile + j
+            g = weighted(e, c, c_lo, less_at(one, less, soft, s.masses, place))
+            g = select(y == type(one)(k), at_y[0], g)
+            slope = address_in(s.slope, place * 8, capped)
             store(one, x + k * column, sloped(g, slope, 0))
 
 
 @jit()
 def work(
     worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, smooth: Any,
-    affine: Any, capped: Any, grad: Any, hess: Any, along: Any,
+    soft: Any, affine: Any, capped: Any, grad: Any, hess: Any, along: Any,
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
@@ -564,6 +655,7 @@ def work(
         p.table + worker * table,
         p.blocks + worker * size,
         p.more + worker * p.tile_bytes,
+        p.masses + worker * p.tile * p.width * 8,
         p.lines + worker * p.tile * p.classes * size_of(into),
     )
     for chunk in range(first, last):
@@ -574,22 +666,25 @@ def work(
             load_columns(p, of, one, i, rows, p.logits, p.row_step, s.x)
             if along is not None:
                 load_columns(p, of, one, i, rows, p.direction, p.v_step, s.more)
-            prepare(p, one, i, rows, smooth, along, s)
+            if soft is not None:
+                kind = kind_of(one, soft)
+                load_columns(p, soft, kind, i, rows, p.distribution, p.soft_step, s.masses)
+            prepare(p, one, i, rows, smooth, soft, along, s)
             if affine is not None:
                 transform(p, one, rows, capped, s)
             if along is None:
-                statistics(p, of, one, i, rows, smooth, affine, hess, s)
+                statistics(p, of, one, i, rows, smooth, soft, affine, hess, s)
                 settle(s.table, one, rows, p, hess)
                 sums = take_losses(p, one, i, rows, s.table, sums)
             else:
-                statistics(p, of, one, i, rows, None, affine, None, s)
+                statistics(p, of, one, i, rows, None, None, affine, None, s)
                 product(p, one, rows, s)
                 store_columns(p, one, into, i, rows, s.more, p.hvp, p.hvp_step, s)
             if hess is not None:
                 hessian(p, one, rows, s)
                 store_columns(p, one, into, i, rows, s.more, p.hess_diag, p.hess_step, s)
             if grad is not None:
-                gradient(p, one, rows, smooth, capped, s)
+                gradient(p, one, rows, smooth, soft, capped, s)
                 store_columns(p, one, into, i, rows, s.x, p.grad, p.grad_step, s)
             i += rows
         put_sums(p, chunk, sums)

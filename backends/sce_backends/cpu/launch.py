@@ -15,7 +15,7 @@ import numba as nb
 import numpy as np
 from llvmlite import ir
 
-from . import columns, pieces, threads, tiles
+from . import columns, distributions, pieces, threads, tiles
 from .cache import intrinsic, jit, native_function, once
 from .kernel import work
 from .memory import WITNESSES, address, get
@@ -25,26 +25,34 @@ _PATIENCE = 512  # chunks that the calling thread computes before it looks for a
 
 
 @once
-def kernel(way: str, dtype: str, memory: tuple[str, str], switches: tuple[bool | None, ...]) -> Any:
+def kernel(way: str, dtype: str, memory: tuple[str, ...], switches: tuple[bool | None, ...]) -> Any:
     """The C function `void (worker, first, last, parameters)` of a plan.
 
     The object is kept, not its address alone: it owns the code.
     """
     one = np.dtype(dtype).type(1)
-    of, into = (WITNESSES[name] for name in memory)
+    of, into, *masses = (WITNESSES[name] for name in memory)
+    mass = masses[0] if masses else None
     smooth, affine, capped, soft, entropy, grad, hess, log_p, hvp, log_jvp, plain = switches
     v = hvp or log_jvp
     if way == "columns":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
             columns.work(
-                worker, first, last, parameters, of, one, into, smooth, affine, capped, grad, hess, hvp
+                worker, first, last, parameters, of, one, into, smooth, mass, affine, capped, grad, hess, hvp
             )
 
     elif way == "pieces":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
             pieces.work(worker, first, last, parameters, of, one, into, plain, smooth, affine, capped, grad)
+
+    elif way == "tiles" and masses:
+
+        def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
+            distributions.work(
+                worker, first, last, parameters, of, one, into, mass, plain, affine, capped, grad
+            )
 
     elif way == "tiles":
 

@@ -24,7 +24,7 @@ _INTEGERS = (
     "in_place",  # the gradient lies where the logits do
     "pieces", "second",  # of a row; is this the second pass over them?
     "run",  # rows of which each is as far from the next, and how far that is, in bytes:
-    "row_step", "v_step", "grad_step", "hess_step", "hvp_step",
+    "row_step", "soft_step", "v_step", "grad_step", "hess_step", "hvp_step",
     "sharp",  # wanted is the logarithm of a sum that may be near 1: its largest term has to be exactly that
     "ignores", "ignored",  # is there an ignore_index, and which
 )  # fmt: skip
@@ -44,8 +44,8 @@ _VECTORS = (  # addresses of contiguous arrays; 0 where there is none
 )  # fmt: skip
 SCRATCH = (  # the same of memory to work in: plan.py says how large each part is
     "partial",  # (chunks, 2): the sums of loss and of its z-loss part
-    "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "more", "lines",
-    "found",
+    "scratch", "wide", "blocks", "curves", "table", "exponentials", "lows", "slopes", "more", "masses",
+    "lines", "found",
 )  # fmt: skip
 MATRICES = (
     "logits", "distribution", "direction", "grad", "hess_diag", "log_softmax", "hvp", "log_softmax_jvp",

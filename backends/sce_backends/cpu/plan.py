@@ -1,9 +1,11 @@
 """What a problem takes: which of the kernels, in which pieces, with how much memory to work in.
 
-rows.py        everything: any target, any output
-tiles.py       loss and gradient of index targets, some rows at a time
-pieces.py      the same for a few rows of very many classes, in pieces
-columns.py     the same, with vectors that run over the rows: few classes, or another class axis than the last
+rows.py            everything: any target, any output
+tiles.py           loss and gradient of index targets, some rows at a time
+distributions.py   the same of distributions
+pieces.py          the same for a few rows of very many classes, in pieces
+columns.py         the same, with vectors that run over the rows: few classes, or another class axis than the
+                   last
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _CHUNK, _ROW = 1 << 18, 64
 _TILED = frozenset({"loss", "z_loss", "grad"})  # the outputs of tiles.py and columns.py
 _TILE_BYTES = 1 << 16  # of a tile's exponentials: they stay in a core's own cache
 _COLUMNS_BYTES = 1 << 18  # the same of columns
-_FEW = 64  # classes, up to which rows are turned into columns, and
+_FEW, _FEW_SOFT = 64, 160  # classes, up to which rows are turned into columns, of distributions, and
 _MOST_COLUMNS = 2048  # where they lie that way anyway, and of Hessian-vector products
 # Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it: a
 # row takes half a millisecond, and waking a thread up to a fifth of one.
@@ -41,7 +43,7 @@ _PAST_CACHES = 1 << 24  # bytes of a gradient that the caches cannot hold
 class Plan(NamedTuple):
     way: Way
     dtype: str  # what is computed in
-    memory: tuple[str, str]  # dtypes of logits and gradient
+    memory: tuple[str, ...]  # dtypes of logits and gradient, and of a distribution
     switches: tuple[bool | None, ...]  # of the kernel: True, or None for what is compiled away
     chunks: int
     width: int  # the length of a row of scratch
@@ -213,9 +215,13 @@ def _plan(shape: _Shape) -> Plan:
     scratch = _scratch(way, size, facts, shape.transformed, shape.capped)
     if way == "columns" and (hess or hvp):
         scratch["more"] = facts["tile_bytes"]
-    memory = shape.dtype.name, (written[0][1] if written else shape.dtype).name
+    if way == "columns" and soft is not None:
+        scratch["masses"] = tile * width * 8
+    memory: tuple[str, ...] = shape.dtype.name, (written[0][1] if written else shape.dtype).name
     if way == "rows":  # it looks at them when it runs: one kernel for all
         memory = dtype, dtype
+    elif soft is not None:
+        memory = (*memory, soft[0].name)
     chunks = shape.rows * parts if parts > 1 else -(-shape.rows // chunk)
     shared = _shared(way, size, facts, shape.capped) | {"partial": 16 * chunks}
     on = tuple(switch or None for switch in switches)
@@ -230,7 +236,10 @@ def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
         plain = shape.target != "distribution" and not shape.capped and not shape.z_loss
         plain = plain and shape.direction[1] == shape.hvp[1] == shape.dtype
         return "columns" if plain and shape.classes <= _MOST_COLUMNS else "rows"
-    if shape.target == "distribution" or not shape.outputs - {"hess_diag"} <= _TILED:
+    if not shape.outputs - {"hess_diag"} <= _TILED:
+        return "rows"
+    soft = shape.others[0]
+    if soft is not None and not _soft_in_vectors(shape, soft[0], dtype):
         return "rows"
     if hess and (shape.capped or shape.z_loss or not shape.grad or shape.grad[1] != shape.dtype):
         return "rows"
@@ -240,13 +249,26 @@ def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
         return "rows"
     if shape.smooth and (dtype == "float64" or shape.class_weight):
         return "rows"  # nearly all mass may be at the maximum: its term, too, has to stay apart
-    if shape.classes <= (_MOST_COLUMNS if sideways else _FEW):
+    few = _FEW if soft is None else _FEW_SOFT
+    if shape.classes <= (_MOST_COLUMNS if sideways else few):
         return "columns"
     if shape.grad is not None and shape.grad[0][2] != shape.grad[1].itemsize:
         return "rows"
     if shape.hess and shape.hess[0][2] != shape.hess[1].itemsize:
         return "rows"
+    if soft is not None:
+        return "tiles" if soft[1][2] == soft[0].itemsize else "rows"
     return "pieces" if shape.rows <= _FEW_ROWS and shape.classes >= _MANY and not hess else "tiles"
+
+
+def _soft_in_vectors(shape: _Shape, soft: np.dtype[Any], dtype: str) -> bool:
+    """Is a distribution for tiles.py and columns.py? A kernel takes seconds to compile, so what few need,
+    as rare pairs of dtypes, is left to the one for everything.
+    """
+    plain = shape.hess is None and not (shape.class_weight or shape.label_smoothing or shape.capped)
+    like = shape.grad is None or shape.grad[1] == shape.dtype
+    pairs = shape.dtype.name, dtype, "float64" if shape.dtype == "float32" else dtype
+    return plain and like and soft.name in pairs
 
 
 def _sharp(shape: _Shape, dtype: str) -> bool:
@@ -307,6 +329,8 @@ def _steps(shape: _Shape) -> tuple[int, dict[str, int]]:
         "hvp_step": shape.hvp,
     }
     found = {"row_step": shape.strides} | {name: x[0] for name, x in seen.items() if x}
+    if (soft := shape.others[0]) is not None:
+        found["soft_step"] = soft[1]
     n, inner, _ = shape.shape
     whole = all(strides[0] == inner * strides[1] for strides in found.values())
     axis = 0 if inner == 1 else 1

@@ -7,7 +7,7 @@ another. Here they are written down: `load(one, address, one) * 2.0 + x` is a ve
 
 Operators take two vectors of a type, or one and a number; a comparison gives a mask, for `select`. In memory
 functions `of` is a number of the type that lies there (memory.py), `one` one of the vector's own type: a load
-widens, a store rounds.
+widens, of float64 as float32 it rounds, and so does a store.
 """
 
 from __future__ import annotations
@@ -231,6 +231,18 @@ def anywhere(typingctx: Any, mask: Any) -> Any:
 
 
 @intrinsic
+def first_of(typingctx: Any, mask: Any) -> Any:
+    """The first lane that says yes; their number where none does."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits, word = builder.bitcast(args[0], ir.IntType(mask.lanes)), ir.IntType(64)
+        end = builder.or_(builder.zext(bits, word), ir.Constant(word, 1 << mask.lanes))
+        return builder.cttz(end, ir.Constant(ir.IntType(1), 1))
+
+    return nb.int64(mask), codegen
+
+
+@intrinsic
 def total(typingctx: Any, x: Any) -> Any:
     """The sum of the lanes, in pairs."""
 
@@ -292,6 +304,8 @@ def _widen(builder: Any, of: Any, value: Any, one: Any) -> Any:
         value = builder.bitcast(moved, ir.VectorType(ir.FloatType(), count))
     if one == F64 and value.type.element == ir.FloatType():
         value = builder.fpext(value, ir.VectorType(ir.DoubleType(), count))
+    if one == F32 and of == F64:
+        value = builder.fptrunc(value, ir.VectorType(ir.FloatType(), count))
     return value
 
 

@@ -81,12 +81,13 @@ TILE = 128  # rows of a tile, at most
 SLACK = 32.0  # how far a row may rise above its pivot
 
 # Where a tile's values begin, columns of TILE float64, in bytes: what `settle` is given, what it leaves, and
-# the addresses of the rows of logits and gradient, which are integers.
-VALUES, COLUMN = 23, TILE * 8
+# the addresses of the rows of logits, gradient, Hessian and target, which are integers.
+VALUES, COLUMN = 24, TILE * 8
 _PLACES = range(0, VALUES * COLUMN, COLUMN)
 SCALE, TARGET, MASS_Y, MASS, PIVOT, PIVOT_LO, GAP, GAP_LO = _PLACES[:8]
 REST, DOT, OF_P, AT_Y, LOSS, Z_LOSS, ROW, OUT = _PLACES[8:16]
-TOP, INVERSE, OF_H, H_TOP, H_Y, LEAST, OUT_H = _PLACES[16:]  # for the Hessian's diagonal alone
+TOP, INVERSE, OF_H, H_TOP, H_Y, LEAST, OUT_H = _PLACES[16:23]  # for the Hessian's diagonal alone
+MASSES = _PLACES[23]  # for distributions alone
 
 # The witnesses that kernels are compiled for: `one` a number of the compute dtype, `of` and `into` of the
 # types that logits and gradient have in memory. Switches are True, or None and compiled away: `plain`, the
@@ -485,12 +486,14 @@ def reread(p: Any, one: Any, j: Any, plain: Any, affine: Any, s: Any) -> Any:
 @jit()
 def targets(p: Any, i: Any, rows: Any, smooth: Any, table: Any) -> None:
     """What the targets of rows i .. i + rows are; then, up to whole vectors, rows that count nothing."""
-    plain = p.labels and not (p.ignores or p.sample_weight or p.class_weight) and smooth is None
+    plain = not (p.ignores or p.sample_weight or p.class_weight) and smooth is None
     done = rows // 8 * 8 if plain else np.int64(0)
-    wrong = np.nan if p.unit != 0.0 else 0.0
+    wrong = np.nan if p.unit != 0.0 and p.labels else p.unit
     for j in range(0, done, 8):
-        y, cell = load_integers(p.labels + (i + j) * 8), table + j * 8
-        y = select(y > -1.0, select(y < np.float64(p.classes), y, splat(-1.0)), splat(-1.0))
+        y, cell = splat(-1.0), table + j * 8
+        if p.labels:
+            y = load_integers(p.labels + (i + j) * 8)
+            y = select(y > -1.0, select(y < np.float64(p.classes), y, splat(-1.0)), splat(-1.0))
         store(1.0, cell + TARGET, y)
         store(1.0, cell + SCALE, select(y > -1.0, splat(p.unit), splat(wrong)))
         store(1.0, cell + MASS_Y, select(y > -1.0, splat(1.0), splat(0.0)))
@@ -585,7 +588,7 @@ def settle(v: Any, one: Any, rows: Any, p: Any, hess: Any) -> None:
     Whole vectors, whatever the number of rows: a row's bits must not depend on its place.
     """
     by, lam = p.of_q, p.z_loss
-    all_of_it = lam != 0.0 or p.label_smoothing != 0.0 or p.spare != 0.0  # is log S asked for at all?
+    all_of_it = lam != 0.0 or p.label_smoothing != 0.0 or p.labels == 0  # is log S asked for at all?
     for at in range(v, v + rows * 8, LINE):
         s, mass_y, mass = (
             load(1.0, at + SCALE, 1.0),
@@ -675,7 +678,7 @@ def put_sums(p: Any, chunk: Any, sums: Any) -> None:
 
 
 def weighted(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
-    """(c + c_lo) e, less the sum of `less`, which is None or has two parts, too.
+    """(c + c_lo) e, less the sum of `less`, which is None or has two parts, too; or (by + by_lo) y of three.
 
     With four parts it is the Hessian's: 1 / S, the largest e, the value there, and the least there may be.
     """
@@ -689,6 +692,10 @@ def _weighted(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
     def rest(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
         return fused(e, c, -less[0]) + fused(e, c_lo, -less[1])
 
+    def soft(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
+        by, by_lo, y = less
+        return fused(e, c, fused(y, -by, fused(e, c_lo, -(y * by_lo))))
+
     def hessian(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
         inverse, top, at_top, least = less
         h = fused(e, c, e * c_lo) * fused(-e, inverse, 1.0)
@@ -697,7 +704,7 @@ def _weighted(e: Any, c: Any, c_lo: Any, less: Any) -> Any:
 
     if isinstance(less, types.NoneType):
         return whole
-    return rest if len(less) == 2 else hessian
+    return {2: rest, 3: soft, 4: hessian}[len(less)]
 
 
 @jit()
@@ -710,7 +717,7 @@ def weigh(
     here = splat(at_y)
     for i in range(n // lanes):
         x = load(one, e + i * LINE, one)
-        g = select(only(one, y - i * lanes), here, weighted(x, c, c_lo, less))
+        g = select(only(one, y - i * lanes), here, weighted(x, c, c_lo, less_at(one, less, i, None)))
         if past_caches is None:
             store(into, out + i * size, sloped(g, slope, i))
         else:
@@ -718,8 +725,55 @@ def weigh(
     if n % lanes:
         i = n // lanes
         x = load(one, e + i * LINE, one)
-        g = select(only(one, y - i * lanes), here, weighted(x, c, c_lo, less))
+        g = select(only(one, y - i * lanes), here, weighted(x, c, c_lo, less_at(one, less, i, n)))
         store_first(into, out + i * size, sloped(g, slope, i), n % lanes)
+
+
+def less_at(one: Any, less: Any, i: Any, n: Any) -> Any:
+    """`less` for the i-th vector of classes, of which there are n; or None: it is a whole one."""
+
+
+@overload(less_at, jit_options={"forceinline": True})
+def _less_at(one: Any, less: Any, i: Any, n: Any) -> Any:
+    def same(one: Any, less: Any, i: Any, n: Any) -> Any:
+        return less
+
+    def whole(one: Any, less: Any, i: Any, n: Any) -> Any:
+        by, by_lo, (masses, soft) = less
+        y = load(soft, masses + i * (LINE // size_of(one)) * size_of(soft), one)
+        return by, by_lo, counted(y, by)
+
+    def last(one: Any, less: Any, i: Any, n: Any) -> Any:
+        by, by_lo, (masses, soft) = less
+        lanes = LINE // size_of(one)
+        y = load_first(soft, masses + i * lanes * size_of(soft), one, n - i * lanes, type(one)(0))
+        return by, by_lo, counted(y, by)
+
+    if isinstance(less, types.NoneType) or len(less) != 3:
+        return same
+    return whole if isinstance(n, types.NoneType) else last
+
+
+@inline()
+def counted(y: Any, by: Any) -> Any:
+    """y, but 0 in a row left out: there it may be NaN."""
+    return select(splat(by) != type(by)(0), y, splat(type(by)(0)))
+
+
+def less_from(less: Any, start: Any) -> Any:
+    """`less` from class `start` on."""
+
+
+@overload(less_from, jit_options={"forceinline": True})
+def _less_from(less: Any, start: Any) -> Any:
+    def same(less: Any, start: Any) -> Any:
+        return less
+
+    def moved(less: Any, start: Any) -> Any:
+        by, by_lo, (masses, soft) = less
+        return by, by_lo, (masses + start * size_of(soft), soft)
+
+    return same if isinstance(less, types.NoneType) or len(less) != 3 else moved
 
 
 def sloped(g: Any, slope: Any, i: Any) -> Any:
@@ -774,20 +828,42 @@ def emit(
     first = j * p.width + start - s.first
     y = np.int64(get(1.0, s.table + j * 8 + TARGET)) - start
     slope = address_in(s.slope, first * 8, capped)
+    c, c_lo, less, at_y = weights
+    weights = c, c_lo, less_from(less, start), at_y
     weigh(one, into, s.tile + first * size_of(one), out, n, weights, y, slope, past_caches)
 
 
 @jit()
-def weights_of(p: Any, one: Any, j: Any, smooth: Any, s: Any) -> Any:
+def weights_of(p: Any, one: Any, j: Any, mass: Any, s: Any) -> Any:
     """`weigh`'s, of the tile's j-th row."""
     cell = s.table + j * 8
     of_p = get(1.0, cell + OF_P)
     c, at_y = type(one)(of_p), type(one)(get(1.0, cell + AT_Y))
-    if smooth is None:
-        return c, low_part(of_p, c), None, at_y
-    mass = get(1.0, cell + SCALE) * p.of_q * get(1.0, p.shared_mass)
-    less = type(one)(mass)
-    return c, low_part(of_p, c), (less, low_part(mass, less)), at_y
+    return c, low_part(of_p, c), less_of(p, one, cell, mass), at_y
+
+
+def less_of(p: Any, one: Any, cell: Any, mass: Any) -> Any:
+    """What `weigh` takes off the row of this cell: nothing, one mass in two parts, or a distribution's."""
+
+
+@overload(less_of, jit_options={"forceinline": True})
+def _less_of(p: Any, one: Any, cell: Any, mass: Any) -> Any:
+    def nothing(p: Any, one: Any, cell: Any, mass: Any) -> Any:
+        return None
+
+    def shared(p: Any, one: Any, cell: Any, mass: Any) -> Any:
+        by = get(1.0, cell + SCALE) * p.of_q * get(1.0, p.shared_mass)
+        high = type(one)(by)
+        return high, low_part(by, high)
+
+    def soft(p: Any, one: Any, cell: Any, mass: Any) -> Any:
+        by = get(1.0, cell + SCALE) * p.of_q
+        high = type(one)(by)
+        return high, low_part(by, high), (get(np.int64(0), cell + MASSES), mass)
+
+    if isinstance(mass, types.NoneType):
+        return nothing
+    return shared if isinstance(mass, types.Boolean) else soft
 
 
 @jit()
@@ -830,7 +906,7 @@ def stream_row(
 
 @jit()
 def write_row(
-    p: Any, one: Any, into: Any, j: Any, rows: Any, smooth: Any, capped: Any, hess: Any, s: Any
+    p: Any, one: Any, into: Any, j: Any, rows: Any, mass: Any, capped: Any, hess: Any, s: Any
 ) -> None:
     """The gradient of the j-th of a tile's rows, and the Hessian's diagonal."""
     n = p.classes
@@ -838,7 +914,7 @@ def write_row(
         elements.fill(view(one, s.tile + j * p.width * size_of(one), n), None, type(one)(0))
         if capped is not None:
             elements.fill(view(1.0, s.slope + j * p.width * 8, n), None, 0.0)
-    out, weights = get(np.int64(0), s.table + j * 8 + OUT), weights_of(p, one, j, smooth, s)
+    out, weights = get(np.int64(0), s.table + j * 8 + OUT), weights_of(p, one, j, mass, s)
     if p.past_caches:
         stream_row(p, one, into, j, rows - 1, out, weights, capped, s, s.line)
     else:
@@ -853,11 +929,11 @@ def write_row(
 
 @jit()
 def write_rows(
-    p: Any, one: Any, into: Any, first: Any, rows: Any, smooth: Any, capped: Any, hess: Any, s: Any
+    p: Any, one: Any, into: Any, first: Any, rows: Any, mass: Any, capped: Any, hess: Any, s: Any
 ) -> None:
     """The gradient of a tile's rows from the first one on."""
     for j in range(first, rows):
-        write_row(p, one, into, j, rows, smooth, capped, hess, s)
+        write_row(p, one, into, j, rows, mass, capped, hess, s)
 
 
 @jit()
