@@ -38,12 +38,14 @@ class Objective:
         intercept: bool,
         label_smoothing: float,
         backend: str | None,
+        denominator: float | None = None,  # instead of the sum of u
     ) -> None:
         self.x, self.y, self.weight = x, y, weight
         self.ridge, self.intercept, self.backend = ridge, intercept, backend
         self.label_smoothing = label_smoothing
         self.rows, self.features = int(x.shape[0]), int(x.shape[1])
-        self.total = float(self.rows) if weight is None else float(weight.sum())
+        total = float(self.rows) if weight is None else float(weight.sum())
+        self.total = total if denominator is None else denominator
         self.shape = (self.features + intercept, classes)
 
     def __call__(self, w: Floats) -> tuple[float, Floats]:
@@ -120,8 +122,7 @@ class Objective:
         Row i adds u_i (diag(p_i) - p_i p_i^T) (x) x_i x_i^T to that. Its first factor has C - 1 eigenvalues
         that are not 0, of mean (1 - |p_i|^2) / (C - 1); at w = 0 all of them are alike.
         """
-        x, weight = self._some()
-        share = weight / weight.sum()
+        x, share = self._some()
         if not w.any():
             return x.astype(np.float64, copy=False), share / self.shape[1]
         coef, bias = self._split(w)
@@ -138,21 +139,21 @@ class Objective:
 
         diag(p) - p p^T has no eigenvalue above 1/2. What X adds is found by power iteration on some rows.
         """
-        x, weight = self._some()
+        x, share = self._some()
         v, mean = np.ones(self.shape[0]), 0.0
         for _ in range(_POWER):
             v /= np.linalg.norm(v) or 1.0
             along = x @ v[: self.features] + (v[-1] if self.intercept else 0.0)
-            along *= weight / weight.sum()
+            along *= share
             v = np.append(x.T @ along, along.sum())[: self.shape[0]]
             mean = float(np.linalg.norm(v))
-        rows = _squares(self.x) + self.intercept
+        rows = (_squares(self.x) + self.intercept) * (self.rows / self.total)
         if self.weight is not None:
-            rows *= self.weight * (self.rows / self.total)
+            rows *= self.weight
         return mean / 2 + self.ridge, float(rows.max()) / 2 + self.ridge
 
     def _some(self) -> tuple[Any, Floats]:
-        """Evenly spaced rows, enough to tell the curvature by, and their weights.
+        """Evenly spaced rows, enough to tell the curvature by, and their shares in F.
 
         The more, the fewer steps: as many as cost what `_WORTH` gradients do and fit into `_MOST` elements.
         """
@@ -160,7 +161,10 @@ class Objective:
         worth = min(self.rows * _WORTH * 4 * classes // size, _MOST // (size + classes))
         step = max(1, -(-self.rows // max(_ROWS * size, worth, 1)))
         x = self.x[::step]
-        return x, np.ones(x.shape[0]) if self.weight is None else self.weight[::step]
+        if self.weight is None:
+            return x, np.full(x.shape[0], self.rows / self.total / x.shape[0])
+        weight = self.weight[::step]
+        return x, weight / weight.sum() * (self.weight.sum() / self.total)
 
 
 def _squares(x: Any) -> Floats:

@@ -48,8 +48,13 @@ class Trace:
             self.slope = float(np.abs(grad).max())
             self.converged = self.slope <= self.tol
         if self.verbose:
-            slope = "" if grad is None else f", largest entry of its gradient {self.slope:.3g}"
-            print(f"{self.steps}: loss {loss:.8g}{slope}")
+            print(progress(self.steps, loss, None if grad is None else self.slope))
+
+
+def progress(steps: int, loss: float, slope: float | None = None) -> str:
+    """A line for whoever asked for them with `verbose`."""
+    end = "" if slope is None else f", largest entry of its gradient {slope:.3g}"
+    return f"{steps}: loss {loss:.8g}{end}"
 
 
 class _Over(Exception):
@@ -186,9 +191,9 @@ def epoch(
         velocity -= rate * grad
         w += velocity
         total += loss * len(rows)
-    if not math.isfinite(total):
+    if not (math.isfinite(total) and np.isfinite(w).all()):
         raise ValueError(
-            f"the loss of an epoch is {total}: steps of {rate:.3g} are too large. Lower learning_rate, or"
+            f"after an epoch of loss {total / objective.rows:.3g} there is no next one: steps of {rate:.3g} are too large. Lower learning_rate, or"
             ' leave it at "auto".'
         )
     return total / objective.rows
