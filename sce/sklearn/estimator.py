@@ -419,7 +419,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return np.column_stack([np.zeros_like(z), z]) if z.ndim == 1 else z
 
     def _steps(self, objective: Objective, *, most: int = 0, shrink: float = 1.0) -> dict[str, Any]:
-        """What mini-batches need to know. Where it is auto, at most `most` rows are in one, and steps shrink."""
+        """How mini-batches go. Where that is auto, at most `most` rows are in one, and steps shrink."""
         # An epoch of `fit` has dozens of steps at least, so that its loss tells whether they should shrink.
         auto = min(256, most or max(1, objective.rows // 32))
         size = auto if self.batch_size == "auto" else self.batch_size

@@ -193,8 +193,8 @@ def epoch(
         total += loss * len(rows)
     if not (math.isfinite(total) and np.isfinite(w).all()):
         raise ValueError(
-            f"after an epoch of loss {total / objective.rows:.3g} there is no next one: steps of {rate:.3g} are too large. Lower learning_rate, or"
-            ' leave it at "auto".'
+            f"an epoch of loss {total / objective.rows:.3g} led nowhere: steps of {rate:.3g} are too large."
+            ' Lower learning_rate, or leave it at "auto".'
         )
     return total / objective.rows
 
