@@ -114,6 +114,15 @@ class BoundRows:
         bytes_of_logits: int = self._X.shape[0] * self._classes * self._X.dtype.itemsize
         return bytes_of_logits <= _KEPT
 
+    @cached_property
+    def _parts(self) -> list[tuple[slice, Any]]:
+        """Which rows of X are in each chunk, and those. Of CSR a slice is a copy: one is enough."""
+        rows, step = self._X.shape[0], _step(self._X, self._classes)
+        if step == rows:
+            return [(slice(0, rows), self._X)]
+        where = [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
+        return [(some, self._X[some]) for some in where]
+
     def _prepared(self, outputs: tuple[str, ...], *, keep: bool) -> tuple[Backend, list[_Chunk]]:
         X, classes = self._X, self._classes
         nothing = np.broadcast_to(np.zeros((), X.dtype), (X.shape[1], classes))
@@ -123,14 +132,13 @@ class BoundRows:
         all_along = np.empty((step, classes), X.dtype) if "hvp" in outputs else all_logits
         ones = np.ones(step, X.dtype)
         chunks = []
-        for a in range(0, X.shape[0], step):
-            where = slice(a, min(a + step, X.shape[0]))
-            h = where.stop - a
+        for where, x in self._parts:
+            h = x.shape[0]
             z, r, loss = all_logits[where if keep else slice(h)], all_along[:h], np.zeros(1)
             some, answer = _part(whole, where, z), Answer(loss=loss, grad=z[:, None])
             if "hvp" in outputs:
                 some, answer = some._replace(direction=r[:, None]), Answer(hvp=r[:, None])
-            chunks.append(_Chunk(X[where], z, r, some, answer, loss, ones[:h]))
+            chunks.append(_Chunk(x, z, r, some, answer, loss, ones[:h]))
         return obtain(whole, self._asked), chunks
 
 
