@@ -222,7 +222,8 @@ def test_coordinates_make_the_first_hessian_the_identity(weighted: bool, interce
     easy = scaling(whole, w)
     v = np.random.default_rng(5).normal(size=whole.shape)
     v -= v.mean(axis=1, keepdims=True)  # all classes together have no curvature but the ridge's
-    np.testing.assert_allclose(easy.gradient(whole.curvature(w, easy.parameters(v))), v, atol=1e-7)
+    whole.around(w)
+    np.testing.assert_allclose(easy.gradient(whole.curvature(easy.parameters(v))), v, atol=1e-7)
     np.testing.assert_allclose(easy.coordinates(easy.parameters(v)), v, atol=1e-9)
 
 
@@ -352,26 +353,79 @@ def test_warm_start() -> None:
 
 def test_partial_fit_is_fit_epoch_by_epoch() -> None:
     x, y = scaled("digits")
-    options = {"solver": "sgd", "random_state": 0, "tol": 0.0}
+    options = {"solver": "sgd", "random_state": 0, "tol": 0.0, "batch_size": 50, "learning_rate": 0.01}
     with pytest.warns(ConvergenceWarning, match="sgd did not converge in 3 epochs"):
         whole = model(max_iter=3, **options).fit(x, y)
-    parts = model(**options).partial_fit(x, y, classes=np.arange(10))
-    parts.partial_fit(x, y).partial_fit(x, y, classes=np.arange(10))
+    parts, all_of_it = model(**options), {"total_weight": len(y)}
+    parts.partial_fit(x, y, classes=np.arange(10), **all_of_it).partial_fit(x, y, **all_of_it)
+    parts.partial_fit(x, y, classes=np.arange(10), **all_of_it)
     np.testing.assert_allclose(parts.coef_, whole.coef_, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(parts.loss_curve_, whole.loss_curve_, rtol=1e-12)
-    assert parts.n_iter_ == 3
+    assert (parts.n_iter_, parts.converged_) == (3, False)
+    whole.set_params(max_iter=200, tol=1e-2).fit(x, y)
+    steps = whole.n_iter_
+    assert whole.converged_
+    whole.partial_fit(x, y)
+    assert (whole.n_iter_, len(whole.loss_curve_), whole.converged_) == (steps + 1, steps + 1, False)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+@pytest.mark.parametrize("told", [False, True])
+def test_many_small_batches_come_near_the_minimum(told: bool, strength: float, weighted: bool) -> None:
+    """The penalty is that of all rows: those of a stream as they come, or those of many epochs, as told."""
+    x, y = scaled("iris")
+    rng = np.random.default_rng(0)
+    weight = rng.uniform(0.5, 1.5, len(y)) if weighted else np.ones(len(y))
+    epochs = 40
+    times = 1 if told else epochs  # a stream in which each row comes so often is that many rows
+    whole = model(C=strength).fit(np.tile(x, (times, 1)), np.tile(y, times), np.tile(weight, times))
+    best = objective(whole, np.tile(x, (times, 1)), np.tile(y, times), np.tile(weight, times))
+    stream = model(C=strength, solver="sgd", random_state=0)
+    for part in np.concatenate([np.split(rng.permutation(150), 10) for _ in range(epochs)]):
+        total = {"total_weight": weight.sum()} if told else {}
+        stream.partial_fit(x[part], y[part], np.arange(3), weight[part], **total)
+    found = objective(stream, np.tile(x, (times, 1)), np.tile(y, times), np.tile(weight, times))
+    assert best < found < 1.1 * best
+    assert stream.n_iter_ == len(stream.loss_curve_) == 10 * epochs
 
 
 def test_partial_fit_of_what_comes() -> None:
-    """Classes that are not in the first rows, and the penalty of the whole by C times the number of parts."""
+    """Classes that are not in the first rows, and single rows."""
     x, y = scaled("iris")
-    stream = model(C=3.0, solver="sgd", batch_size=10, learning_rate=0.05, random_state=0)
+    stream = model(solver="sgd", random_state=0)
     stream.partial_fit(x[:100], y[:100], classes=[0, 1, 2])
     assert not (stream.predict(x) == 2).any()
-    for part in np.split(np.random.default_rng(0).permutation(np.tile(np.arange(150), 30)), 90):
-        stream.partial_fit(x[part], y[part])
-    assert objective(stream.set_params(C=1.0), x, y) < objective(model().fit(x, y), x, y) + 0.02
+    for row in np.random.default_rng(0).permutation(np.tile(np.arange(150), 4)):
+        stream.partial_fit(x[row : row + 1], y[row : row + 1])
+    assert stream.score(x, y) > 0.9
     assert not hasattr(model(), "partial_fit")
+
+
+def test_partial_fit_of_nothing() -> None:
+    x, y = scaled("iris")
+    stream = model(solver="sgd", random_state=0).partial_fit(x, y, [0, 1, 2], np.zeros(150))
+    assert (stream.n_iter_, stream.converged_, len(stream.loss_curve_)) == (0, False, 0)
+    assert not stream.coef_.any()
+    np.testing.assert_allclose(stream.predict_proba(x), 1 / 3)
+    other = model(solver="sgd", random_state=0)
+    for each in (stream, other):
+        each.partial_fit(x, y, [0, 1, 2])
+    stream.temperature_ = 2.0
+    before = stream.coef_.copy()
+    stream.partial_fit(x, y, None, np.zeros(150))
+    np.testing.assert_array_equal(stream.coef_, before)
+    assert (stream.n_iter_, len(stream.loss_curve_), stream.temperature_) == (1, 1, 2.0)
+    for each in (stream, other):
+        each.partial_fit(x, y)
+    np.testing.assert_array_equal(stream.coef_, other.coef_)
+
+
+def test_partial_fit_tells_its_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = scaled("iris")
+    stream = model(solver="sgd", verbose=1).partial_fit(x, y, [0, 1, 2]).partial_fit(x, y)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{n + 1}: loss {loss:.8g}" for n, loss in enumerate(stream.loss_curve_)]
 
 
 @pytest.mark.parametrize(
@@ -386,6 +440,10 @@ def test_partial_fit_of_what_comes() -> None:
         (
             lambda m, x, y: m.set_params(class_weight="balanced").partial_fit(x, y, classes=[0, 1, 2]),
             "needs all rows at once",
+        ),
+        (
+            lambda m, x, y: m.partial_fit(x, y, classes=[0, 1, 2], total_weight=0),
+            r"total_weight must be a number in \(0, inf\), got 0",
         ),
         (lambda m, x, y: m.set_params(learning_rate=1e200).fit(1e150 * x, y), "Lower learning_rate"),
         (
@@ -510,26 +568,54 @@ def test_calibration_without_an_answer() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"C": 0}, ValueError, r"C must be in \(0, inf\], got 0"),
-        ({"C": float("nan")}, ValueError, r"C must be in \(0, inf\], got nan"),
-        ({"C": "1"}, TypeError, "C must be a number, got '1'"),
-        ({"C": True}, TypeError, "C must be a number, got True"),
+        ({"C": 0}, ValueError, r"C must be a number in \(0, inf\], got 0"),
+        ({"C": float("nan")}, ValueError, r"C must be a number in \(0, inf\], got nan"),
+        ({"C": "1"}, TypeError, r"C must be a number in \(0, inf\], got '1'"),
+        ({"C": True}, TypeError, r"C must be a number in \(0, inf\], got True"),
         ({"solver": "saga"}, ValueError, "solver must be one of 'lbfgs', 'newton-cg', 'sgd', got 'saga'"),
-        ({"tol": -1e-4}, ValueError, r"tol must be in \[0, inf\), got -0.0001"),
-        ({"max_iter": 0}, ValueError, "max_iter must be at least 1, got 0"),
-        ({"max_iter": 1.5}, TypeError, "max_iter must be an integer, got 1.5"),
-        ({"label_smoothing": 1.1}, ValueError, r"label_smoothing must be in \[0, 1\], got 1.1"),
-        ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), got 1.0"),
-        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
-        ({"batch_size": "all"}, TypeError, "batch_size must be an integer, got 'all'"),
-        ({"learning_rate": 0.0}, ValueError, r"learning_rate must be in \(0, inf\), got 0.0"),
-        ({"learning_rate": "fast"}, TypeError, "learning_rate must be a number, got 'fast'"),
-        ({"class_weight": "even"}, ValueError, "class_weight must be one of 'balanced', got 'even'"),
-        ({"class_weight": {7: 1.0}}, ValueError, "class_weight names 7, which is none of the classes"),
-        ({"class_weight": {0: -1.0}}, ValueError, "class_weight must be finite and not negative"),
+        ({"tol": -1e-4}, ValueError, r"tol must be a number in \[0, inf\), got -0.0001"),
+        ({"max_iter": 0}, ValueError, "max_iter must be an integer of at least 1, got 0"),
+        ({"max_iter": 1.5}, TypeError, "max_iter must be an integer of at least 1, got 1.5"),
+        ({"max_iter": True}, TypeError, "max_iter must be an integer of at least 1, got True"),
+        ({"label_smoothing": 1.1}, ValueError, r"label_smoothing must be a number in \[0, 1\], got 1.1"),
+        ({"momentum": 1.0}, ValueError, r"momentum must be a number in \[0, 1\), got 1.0"),
+        ({"batch_size": 0}, ValueError, 'batch_size must be "auto" or an integer of at least 1, got 0'),
+        (
+            {"batch_size": "all"},
+            TypeError,
+            'batch_size must be "auto" or an integer of at least 1, got .all.',
+        ),
+        (
+            {"learning_rate": 0.0},
+            ValueError,
+            r'learning_rate must be "auto" or a number in \(0, inf\), got 0.0',
+        ),
+        (
+            {"learning_rate": "fast"},
+            TypeError,
+            r'learning_rate must be "auto" or a number in \(0, inf\), got .fast.',
+        ),
+        (
+            {"class_weight": "even"},
+            ValueError,
+            r'class_weight must be None, "balanced" or a dict .*, got .even.',
+        ),
+        ({"class_weight": [1.0, 2.0, 1.0]}, TypeError, r"a dict of label: weight, got \[1.0, 2.0, 1.0\]"),
+        ({"class_weight": {0: "1"}}, TypeError, r"class_weight\[0\] must be a number in \[0, inf\), got '1'"),
+        ({"class_weight": {1: np.nan}}, ValueError, r"class_weight\[1\] must be a number in .*, got nan"),
+        (
+            {"class_weight": {7: 1.0}},
+            ValueError,
+            "class_weight names 7, which is none of .*leave it out",
+        ),
+        (
+            {"class_weight": {0: -1.0}},
+            ValueError,
+            r"class_weight\[0\] must be a number in \[0, inf\), got -1.0",
+        ),
         ({"fit_intercept": 1}, TypeError, "fit_intercept must be True or False, got 1"),
         ({"warm_start": None}, TypeError, "warm_start must be True or False, got None"),
-        ({"verbose": -1}, ValueError, "verbose must be at least 0, got -1"),
+        ({"verbose": -1}, ValueError, "verbose must be an integer of at least 0, got -1"),
         ({"backend": "abacus"}, sce.BackendError, "abacus"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -548,7 +634,7 @@ def test_bad_parameters(options: dict[str, Any], error: type[Exception], words: 
         (lambda x, y, u: (x, np.zeros_like(y), u), "holds only one class, .*0.*at least 2 classes"),
         (lambda x, y, u: (x, y, np.where(y == 2, u, 0)), "holds only one class, .*2"),
         (lambda x, y, u: (x[:1], y[:1], u[:1]), "one class"),
-        (lambda x, y, u: (x, y, 0 * u), "all rows have weight 0|at least one non-zero"),
+        (lambda x, y, u: (x, y, 0 * u), "all rows have weight zero: there is nothing to fit"),
         (lambda x, y, u: (x, y, u - 1.5), r"sample_weight\[0\] is -0.5: weights must not be negative"),
         (lambda x, y, u: (x, y, np.where(y == 1, np.nan, u)), "NaN"),
         (lambda x, y, u: (x, y, u[:-1]), "sample_weight.shape"),

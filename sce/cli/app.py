@@ -12,7 +12,7 @@ import typer
 
 from sce import __version__
 
-from .files import UsageError, logits_and_target, one_array, outputs
+from .files import STDOUT, UsageError, logits_and_target, one_array, outputs
 
 app = typer.Typer(
     add_completion=False,
@@ -28,7 +28,10 @@ Backends = Annotated[
         "--backend", metavar="NAME", help="Only this backend: a name or an import path. Repeatable."
     ),
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON; to standard output: -."),
+]
 
 
 def _file(option: str, text: str) -> Any:
@@ -126,7 +129,7 @@ def compare_command(
         x, y = demo.digits() if logits is None else logits_and_target(logits, target)
         request = compare.start(x, y, options)
 
-        out, log = tables.console(), tables.console(stderr=True)
+        out, log = tables.console(stderr=json == STDOUT), tables.console(stderr=True)
         result = compare.compare(request, y, options, named, partial(tables.say, log))
         source = "softmax classifier on scikit-learn's digits" if logits is None else str(logits)
         tables.show(result, source, out)
@@ -166,7 +169,7 @@ def check_command(
     with _one_line_errors():
         from . import check, compare, tables
 
-        out, log = tables.console(), tables.console(stderr=True)
+        out, log = tables.console(stderr=json == STDOUT), tables.console(stderr=True)
         if export is not None:
             if backend or json:
                 raise UsageError("--export runs no backend: give it alone.")
@@ -221,7 +224,7 @@ def bench_command(
         directory = None if plot is None else bench.plot_directory(plot)
         named = compare.names(backend or ())
         entered = bench.contestants(named, peers)
-        out, log = tables.console(), tables.console(stderr=True)
+        out, log = tables.console(stderr=json == STDOUT), tables.console(stderr=True)
         words = ["sce bench", "--quick" * quick, "--peers" * peers, *(f"--backend {name}" for name in named)]
         found = bench.run(entered, quick, " ".join(filter(None, words)), log)
         bench.show(found, out)
@@ -274,7 +277,7 @@ def train_command(
         directory = None if plot is None else bench.plot_directory(plot)
         named = compare.names([backend] if backend is not None else [])
         parts = train.load(data, seed)
-        out, log = tables.console(), tables.console(stderr=True)
+        out, log = tables.console(stderr=json == STDOUT), tables.console(stderr=True)
         if why := train.missing(named):
             tables.print_notes(tables.reasons(why), out)
             raise typer.Exit(1)
@@ -306,7 +309,7 @@ def info_command(json: Json = None) -> None:
         (json_file,) = outputs((json, "--json"))
         facts = info.collect()
         for line in info.lines(facts):
-            typer.echo(line)
+            typer.echo(line, err=json == STDOUT)
         if json_file is not None:
             json_file.write_json(facts)
 

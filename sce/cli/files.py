@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -99,11 +100,17 @@ def _list(names: list[str]) -> str:
     return ", ".join(names) or "nothing"
 
 
+STDOUT = Path("-")  # of --json: what a person reads goes to the standard error then
+
+
 class Output:
     """A file to be written at the end: checked at the start, and replaced whole or not at all."""
 
     def __init__(self, path: Path, option: str) -> None:
         self.path, self.option = path, option
+        self._real: Path | None = None
+        if option == "--json" and path == STDOUT:
+            return
         where = f"{option}: {str(path)!r} cannot be written:"
         try:
             self._real = path.resolve()  # a link keeps pointing to what is replaced
@@ -119,6 +126,10 @@ class Output:
 
     def write(self, fill: Callable[[IO[bytes]], object]) -> None:
         """Let `fill` write the whole file."""
+        if self._real is None:
+            fill(sys.stdout.buffer)
+            sys.stdout.flush()
+            return
         temporary = self._real.with_name(f".{self._real.name}.{os.getpid()}.tmp")
         try:
             if self._real.exists() and not self._real.is_file():  # a pipe or a device: nothing to replace

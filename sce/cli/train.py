@@ -23,6 +23,7 @@ from .tables import Note, duration, percent, print_line, print_notes, say, table
 DATA = ("digits", "iris", "wine", "breast_cancer")
 _HELD_OUT = 0.2  # of the rows to calibrate on, and as many to test on
 _BINS = 10
+_EXACT = {"solver": "newton-cg", "tol": 1e-8, "max_iter": 1000}
 _ROUNDS = Rounds(least=5, enough=0.1, patience=2.0)
 
 
@@ -37,6 +38,7 @@ class Data(NamedTuple):
     """Real data in three parts, each with all classes in the same shares; features as in the first part."""
 
     name: str
+    classes: tuple[str, ...]
     train: Split
     calibrate: Split
     test: Split
@@ -54,7 +56,7 @@ class Judgement(NamedTuple):
 class Training(NamedTuple):
     data: Data
     model: Any  # the fitted SoftmaxRegression
-    judged: dict[str, Judgement]  # by what: "train", "test", "test, calibrated"
+    judged: dict[str, Judgement]  # by what: "train", "test", and "test, calibrated" if it is
     seconds: float
     rival: Rival | None
     backend: str
@@ -67,7 +69,8 @@ class Rival(NamedTuple):
     seconds: float
     steps: int
     converged: bool
-    difference: float  # of the coefficients, largest over largest
+    objective: float  # ours, of its coefficients
+    difference: float  # of the coefficients where both are fitted to `_EXACT`, largest over largest
 
 
 def load(name: str, seed: int) -> Data:
@@ -82,13 +85,14 @@ def load(name: str, seed: int) -> Data:
         raise UsageError(f"training needs scikit-learn ({exc}). Try: pip install 'sce[cli]'.") from exc
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed must be in [0, 2**32), got {seed}.")
-    x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    found = getattr(sklearn.datasets, f"load_{name}")()
+    x, y, classes = found.data, found.target, tuple(map(str, found.target_names))
     options = {"random_state": seed}
     rest_x, test_x, rest_y, test_y = train_test_split(x, y, test_size=_HELD_OUT, stratify=y, **options)
     share = _HELD_OUT / (1 - _HELD_OUT)
     x, cal_x, y, cal_y = train_test_split(rest_x, rest_y, test_size=share, stratify=rest_y, **options)
     scale = StandardScaler().fit(x).transform
-    return Data(name, Split(scale(x), y), Split(scale(cal_x), cal_y), Split(scale(test_x), test_y))
+    return Data(name, classes, Split(scale(x), y), Split(scale(cal_x), cal_y), Split(scale(test_x), test_y))
 
 
 def missing(named: Sequence[str]) -> dict[str, str]:
@@ -112,14 +116,14 @@ def train(data: Data, options: dict[str, Any], log: Console) -> Training:
         except (ValueError, BackendError) as exc:  # a parameter out of range, or SCE_BACKEND
             raise UsageError(f"{exc}") from exc
         judged = {"train": judge(model, data.train), "test": judge(model, data.test)}
+        beside = None if rival is None else _beside(model, rival, seconds["scikit-learn"], data.train)
     with warnings.catch_warnings(record=True) as complaints:
         warnings.simplefilter("always")
         model.fit_temperature(*data.calibrate)
-    judged["test, calibrated"] = judge(model, data.test)
+    if not complaints:
+        judged["test, calibrated"] = judge(model, data.test)
     ran = explain(model.decision_function(data.test.x), backend=options["backend"])
-    return Training(
-        data, model, judged, seconds["sce"], _beside(model, rival, seconds), str(ran.chosen), not complaints
-    )
+    return Training(data, model, judged, seconds["sce"], beside, str(ran.chosen), not complaints)
 
 
 def _rival(options: dict[str, Any]) -> Any:
@@ -132,12 +136,25 @@ def _rival(options: dict[str, Any]) -> Any:
     return LogisticRegression(**{name: options[name] for name in shared})
 
 
-def _beside(model: Any, rival: Any, seconds: dict[str, float]) -> Rival | None:
-    if rival is None:
-        return None
-    steps = int(rival.n_iter_.max())
-    difference = float(np.abs(model.coef_ - rival.coef_).max() / np.abs(rival.coef_).max())
-    return Rival(seconds["scikit-learn"], steps, steps < rival.max_iter, difference)
+def _beside(model: Any, rival: Any, seconds: float, rows: Split) -> Rival:
+    """At a tolerance meant for use both stop short of the minimum, each on its own side of it."""
+    from sklearn.base import clone
+
+    ours, theirs = (clone(each).set_params(**_EXACT).fit(*rows) for each in (model, rival))
+    return Rival(
+        seconds,
+        int(rival.n_iter_.max()),
+        int(rival.n_iter_.max()) < rival.max_iter,
+        objective(rival, rows),
+        float(np.abs(ours.coef_ - theirs.coef_).max() / np.abs(theirs.coef_).max()),
+    )
+
+
+def objective(rival: Any, rows: Split) -> float:
+    """What both minimise: the mean loss and the penalty."""
+    log_p = rival.predict_log_proba(rows.x)
+    loss = -log_p[np.arange(len(rows.y)), np.searchsorted(rival.classes_, rows.y)].mean()
+    return float(loss + (rival.coef_**2).sum() / (2 * rival.C * len(rows.y)))
 
 
 def _times(fits: dict[str, Callable[..., Any]], rows: Split, log: Console) -> dict[str, float]:
@@ -188,12 +205,26 @@ def _notes(result: Training) -> Iterator[Note]:
     )
     if rival is not None:
         yield (
-            f"scikit-learn's LogisticRegression: {duration(rival.seconds)}, {rival.steps} steps; its"
-            f" coefficients differ by {rival.difference:.1e} of the largest",
+            f"scikit-learn's LogisticRegression: {duration(rival.seconds)}, {rival.steps} steps, to"
+            f" {rival.objective:.6g}; both fitted to a gradient of {_EXACT['tol']:g}, coefficients agree to"
+            f" {rival.difference:.1e} of the largest",
             None,
         )
-    found = f"temperature {model.temperature_:.3g}, fitted on the rows to calibrate"
-    yield found if result.calibrated else "no temperature suits the rows to calibrate best: it stays 1", None
+    if result.calibrated:
+        yield f"temperature {model.temperature_:.3g}, fitted on the rows to calibrate", None
+        before, after = result.judged["test"], result.judged["test, calibrated"]
+        if after.loss > before.loss:
+            yield (
+                f"it makes the test's loss worse, {after.loss:.4f} instead of {before.loss:.4f}: that is what"
+                f" {len(result.data.calibrate.y)} rows to calibrate on are worth",
+                "yellow",
+            )
+    else:
+        yield (
+            "not calibrated: no temperature suits the rows to calibrate best (all of their labels are"
+            " predicted right, or no better than by chance)",
+            "yellow",
+        )
     if not model.converged_:
         yield f"not converged: raise --max-iter or --tol ({model.tol:g})", "red"
     if rival is not None and not rival.converged:
@@ -213,6 +244,8 @@ def as_json(result: Training) -> dict[str, Any]:
         "converged": model.converged_,
         "loss_curve": model.loss_curve_.tolist(),
         "temperature": model.temperature_,
+        "calibrated": result.calibrated,
+        "classes": list(result.data.classes),
         "judged": {
             name: {
                 "rows": judged.rows,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sce.bench.plots import style
 from sce.information import Reliability
@@ -53,6 +54,7 @@ def _loss(result: Training) -> Figure:
     )
     axes = made.subplots()
     axes.plot(x, losses, color=_BLUE, marker="o", markersize=4, markeredgecolor="white")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style.log_axis(axes.yaxis, losses.min() / 1.2, losses.max() * 1.2, "{:g}")
     axes.set_xlabel("epoch" if per_epoch else "step")
     axes.set_ylabel("mean loss and penalty, nats")
@@ -61,7 +63,7 @@ def _loss(result: Training) -> Figure:
 
 def _confusion(result: Training) -> Figure:
     counts = confusion(result)
-    classes = [str(label) for label in result.model.classes_]
+    classes = result.data.classes
     test = result.judged["test"]
     size = 2.6 + 0.36 * len(classes)
     made = _figure(
@@ -86,23 +88,22 @@ def _confusion(result: Training) -> Figure:
 
 
 def _reliability(result: Training) -> Figure:
-    panels = {
-        "as fitted": (result.judged["test"].reliability, _ORANGE),
-        f"temperature {result.model.temperature_:.3g}": (
-            result.judged["test, calibrated"].reliability,
-            _BLUE,
-        ),
-    }
+    """As fitted, and beside it with the temperature, if there is one."""
+    panels = {"as fitted": (result.judged["test"].reliability, _ORANGE)}
+    if result.calibrated:
+        calibrated = result.judged["test, calibrated"].reliability
+        panels[f"temperature {result.model.temperature_:.3g}"] = calibrated, _BLUE
     made = _figure(
         f"{result.data.name}: can its confidence be believed?",
-        "Above the line, more predictions are right than it says; below, fewer. Bars: the share of rows.",
-        9.6,
+        "Above the line, more predictions are right than it says; below, fewer. Bars: how many rows.",
+        9.6 if len(panels) > 1 else 7.0,
         5.0,
     )
-    for axes, (title, (found, color)) in zip(made.subplots(1, 2, sharey=True), panels.items(), strict=True):
-        _diagram(axes, found, color)
-        axes.set_title(f"{title}: calibration error {found.error:.3f}")
-    made.axes[0].set_ylabel("share that is right")
+    axes = made.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (title, (found, color)) in zip(axes, panels.items(), strict=True):
+        _diagram(panel, found, color)
+        panel.set_title(f"{title}: calibration error {found.error:.3f}")
+    axes[0].set_ylabel("share that is right")
     return made
 
 
@@ -110,6 +111,11 @@ def _diagram(axes: Axes, found: Reliability, color: str) -> None:
     bins = len(found.weight)
     middles = (np.arange(bins) + 0.5) / bins
     axes.bar(middles, found.weight / found.weight.sum(), 0.9 / bins, color=style.FAINT, zorder=1)
+    for middle, count in zip(middles, found.weight, strict=True):
+        if count:
+            share = count / found.weight.sum()
+            at = 0.01 if share > 0.1 else share + 0.01  # in a tall bar, out of the line's way
+            axes.text(middle, at, f"{count:g}", ha="center", color=style.MUTED, fontsize=7.5, zorder=4)
     axes.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1.0, zorder=2)
     there = found.weight > 0
     axes.plot(

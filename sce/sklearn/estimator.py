@@ -14,13 +14,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 import sce
 
 from . import parameters, solvers
 from .objective import Floats, Objective
 
+_STEADY = 32  # calls of partial_fit after which its steps begin to shrink
 _SHARPEST = 1e3  # the largest 1 / temperature that is looked for, and 1 over the smallest
 
 
@@ -31,6 +32,20 @@ class _Rows(NamedTuple):
     y: NDArray[np.intp]  # (N,), positions in classes
     weight: NDArray[np.float64] | None  # (N,), positive
     classes: NDArray[Any]
+
+    @property
+    def total(self) -> float:
+        return float(len(self.y)) if self.weight is None else float(self.weight.sum())
+
+
+class _Stream(NamedTuple):
+    """What `partial_fit` goes on from, besides the coefficients."""
+
+    velocity: Floats  # of momentum, shaped as the solvers have the parameters
+    rows: int = 0  # seen so far, each time they were,
+    weight: float = 0.0  # and what they weigh together
+    calls: int = 0
+    rng: np.random.RandomState | None = None  # of the order of the rows
 
 
 class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -66,7 +81,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     label_smoothing:
         In [0, 1]: this much of each label's mass is spread evenly over all classes.
     batch_size, learning_rate, momentum:
-        Of "sgd". The rate "auto" is one that no mini-batch can overshoot with; momentum is in [0, 1).
+        Of "sgd". The size "auto" is at most 256, in `fit` a 32nd of the rows, in `partial_fit` all of the
+        call's; the rate "auto" is one that no mini-batch can overshoot with, and shrinks as
+        1 / sqrt(1 + calls / 32) in `partial_fit`; momentum is in [0, 1).
     warm_start:
         Whether `fit` starts from the coefficients that are there.
     random_state:
@@ -89,9 +106,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     loss_curve_ : (n_iter_ + 1,)
         F at the start and after each step. Of "sgd" (n_iter_,): the mean over each epoch's mini-batches.
     n_iter_ : int
-        Steps or epochs.
+        Steps, or epochs: those of `fit` and one for each `partial_fit` since.
     converged_ : bool
-        Whether the fit ended by itself.
+        Whether `fit` ended by itself, as `tol` says, and not by `max_iter`. False after a `partial_fit`.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
 
@@ -174,7 +191,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         else:
             w = (solvers.lbfgs if self.solver == "lbfgs" else solvers.newton_cg)(objective, w, trace)
         self._keep(rows, w)
-        self._velocity = np.zeros_like(w)
+        self._stream = _Stream(np.zeros_like(w), len(rows.y), rows.total)
         self.loss_curve_ = np.array(trace.losses)
         self.n_iter_ = trace.steps
         self.converged_ = trace.converged
@@ -184,15 +201,20 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     @available_if(lambda self: self.solver == "sgd")  # type: ignore[untyped-decorator]
     def partial_fit(
-        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None, total_weight: Any = None
     ) -> SoftmaxRegression:
         """One epoch of mini-batches over these rows, from where the last call ended; for solver="sgd".
 
-        The first call is told all `classes`. The penalty is that of F for the rows of this call: for data
-        that come in k parts, C times k makes it that of all.
+        The first call is told all `classes`. The penalty is that of F for all rows together, for which its
+        1 / (2 C sum_i u_i) has to know their weight: `total_weight`, or else the weight of all rows seen so
+        far, in `fit` and in each `partial_fit`. That is right for a stream, which shows each row once; who
+        shows the same rows again and again, epoch by epoch, passes `total_weight`, and gets the coefficients
+        of `fit`. Rows that weigh nothing change nothing.
         """
         self._check()
-        if self.class_weight == "balanced":
+        if total_weight is not None:
+            parameters.real("total_weight", total_weight, 0, math.inf, ends="()")
+        if parameters.is_word(self.class_weight, "balanced"):
             raise ValueError(
                 'class_weight="balanced" needs all rows at once, which partial_fit does not see: pass the'
                 " weights as a dict."
@@ -205,18 +227,34 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         known = np.unique(classes) if first else self.classes_
         if not first and classes is not None and not np.array_equal(np.unique(classes), known):
             raise ValueError(f"classes={classes!r} is not what the first call said: {known!r}.")
-        rows = self._rows(X, y, sample_weight, reset=first, classes=known)
-        objective = self._objective(rows)
-        w = np.zeros(objective.shape) if first else self._parameters(known)
-        velocity = np.zeros_like(w) if first else self._velocity.copy()
-        if first or not hasattr(self, "_rng"):
-            self._rng = check_random_state(self.random_state)
-        loss = solvers.epoch(objective, w, velocity, self._rng, **self._steps(objective))
-        self._velocity = velocity
-        self._keep(rows, w)
-        self.loss_curve_ = np.append([] if first else self.loss_curve_, loss)
-        self.n_iter_ = 1 if first else self.n_iter_ + 1
+        rows = self._rows(X, y, sample_weight, reset=first, classes=known, some=False)
+        if first:
+            w = np.zeros((rows.x.shape[1] + bool(self.fit_intercept), len(known)))
+            self._keep(rows, w)
+            self._stream = _Stream(np.zeros_like(w))
+            self.loss_curve_, self.n_iter_, self.converged_ = np.zeros(0), 0, False
+        if len(rows.y):
+            self._epoch(rows, total_weight)
         return self
+
+    def _epoch(self, rows: _Rows, total_weight: float | None) -> None:
+        """Nothing is kept of an epoch that fails."""
+        velocity, seen, weight, calls, rng = self._stream
+        seen, weight = seen + len(rows.y), weight + rows.total
+        # In proportion to what these rows weigh: a call with half the weight is half a step.
+        objective = self._objective(rows, total_weight or weight, len(rows.y) * weight / seen)
+        w, velocity = self._parameters(rows.classes), velocity.copy()
+        rng = check_random_state(self.random_state) if rng is None else rng
+        # The call is a mini-batch, or several; steps of one size would go astray around the minimum for ever.
+        steps = self._steps(objective, most=len(rows.y), shrink=math.sqrt(1 + calls / _STEADY))
+        loss = solvers.epoch(objective, w, velocity, rng, **steps)
+        self._keep(rows, w)
+        self._stream = _Stream(velocity, seen, weight, calls + 1, rng)
+        self.loss_curve_ = np.append(self.loss_curve_, loss)
+        self.n_iter_ += 1
+        self.converged_ = False  # whoever calls decides when it is enough
+        if self.verbose:
+            print(solvers.progress(self.n_iter_, loss))
 
     def fit_temperature(self, X: Any, y: Any, sample_weight: Any = None) -> SoftmaxRegression:
         """Calibrate: find the temperature T at which softmax(logits / T) fits rows that `fit` has not seen.
@@ -225,6 +263,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         between T = 0.001 and 1000. If there is none (all labels are predicted right, or the logits are no
         better than none), T stays 1 with a `ConvergenceWarning`. Only probabilities change: `predict` and
         `decision_function` do not. C. Guo et al. (2017), "On calibration of modern neural networks".
+
+        That loss is the log-loss of the labels, weighted by `sample_weight` alone: `class_weight`,
+        `label_smoothing` and the penalty belong to the fit and are not applied, so that probabilities become
+        those of the rows at hand.
         """
         check_is_fitted(self)
         rows = self._rows(X, y, sample_weight, reset=False, classes=self.classes_, weighted=False)
@@ -290,19 +332,24 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return tags
 
     def _rows(
-        self, X: Any, y: Any, sample_weight: Any, *, reset: bool, classes: Any = None, weighted: bool = True
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        *,
+        reset: bool,
+        classes: Any = None,
+        weighted: bool = True,
+        some: bool = True,
     ) -> _Rows:
-        """Everything checked; rows of weight 0 left out."""
+        """Everything checked; rows of weight 0 left out. `weighted`: by class, too. `some`: there must be."""
         X, y = validate_data(
             self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], order="C", reset=reset
         )
         check_classification_targets(y)
         weight = None
         if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, X, dtype=np.float64, copy=True)
-            if (weight < 0).any():
-                row = int(np.argmax(weight < 0))
-                raise ValueError(f"sample_weight[{row}] is {weight[row]}: weights must not be negative.")
+            weight = parameters.sample_weight(sample_weight, X.shape[0])
         labels, at = np.unique(y, return_inverse=True)
         if classes is not None:
             at = parameters.positions(labels, classes)[at]
@@ -311,8 +358,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             weight = np.ones(len(y)) if weight is None else weight
             weight *= parameters.class_weights(self.class_weight, labels, at, weight)[at]
         if weight is not None:
-            if not weight.any():
-                raise ValueError("all rows have weight 0: nothing is left to fit.")
+            if some and not weight.any():
+                raise ValueError(
+                    "all rows have weight zero: there is nothing to fit. Give some of them a weight."
+                )
             if not weight.all():
                 X, at, weight = X[weight > 0], at[weight > 0], weight[weight > 0]
                 if classes is None:
@@ -325,18 +374,21 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             )
         return _Rows(X, at.astype(np.intp, copy=False), weight, labels)
 
-    def _objective(self, rows: _Rows) -> Objective:
+    def _objective(
+        self, rows: _Rows, all_weight: float | None = None, denominator: float | None = None
+    ) -> Objective:
+        """F, or the part that rows have in it which together weigh `all_weight`."""
         two = len(rows.classes) == 2
-        total = len(rows.y) if rows.weight is None else rows.weight.sum()
         return Objective(
             rows.x,
             rows.y,
             rows.weight,
             len(rows.classes),
             # Two columns -w/2 and w/2 have half the squares of w alone.
-            ridge=(2 if two else 1) / (self.C * total),
+            ridge=(2 if two else 1) / (self.C * (all_weight or rows.total)),
             intercept=bool(self.fit_intercept),
             label_smoothing=self.label_smoothing,
+            denominator=denominator,
             backend=self.backend,
         )
 
@@ -366,12 +418,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """A column per class."""
         return np.column_stack([np.zeros_like(z), z]) if z.ndim == 1 else z
 
-    def _steps(self, objective: Objective) -> dict[str, Any]:
-        # An epoch has some dozens of steps at least, so that its loss tells whether they should shrink.
-        auto = min(256, max(1, objective.rows // 32))
+    def _steps(self, objective: Objective, *, most: int = 0, shrink: float = 1.0) -> dict[str, Any]:
+        """How mini-batches go. Where that is auto, at most `most` rows are in one, and steps shrink."""
+        # An epoch of `fit` has dozens of steps at least, so that its loss tells whether they should shrink.
+        auto = min(256, most or max(1, objective.rows // 32))
         size = auto if self.batch_size == "auto" else self.batch_size
         auto_rate = self.learning_rate == "auto"
-        rate = solvers.stable_rate(objective, size) if auto_rate else self.learning_rate
+        rate = solvers.stable_rate(objective, size) / shrink if auto_rate else self.learning_rate
         return {"batch_size": size, "momentum": self.momentum, "rate": rate}
 
     def _advice(self, trace: solvers.Trace) -> str:
@@ -393,12 +446,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         parameters.real("label_smoothing", self.label_smoothing, 0, 1, ends="[]")
         parameters.real("momentum", self.momentum, 0, 1, ends="[)")
         parameters.integer("max_iter", self.max_iter, 1)
-        if self.batch_size != "auto":
-            parameters.integer("batch_size", self.batch_size, 1)
+        if not parameters.is_word(self.batch_size, "auto"):
+            parameters.integer("batch_size", self.batch_size, 1, or_else='"auto"')
         parameters.integer("verbose", self.verbose, 0)
         parameters.switch("fit_intercept", self.fit_intercept)
         parameters.switch("warm_start", self.warm_start)
-        if self.learning_rate != "auto":
-            parameters.real("learning_rate", self.learning_rate, 0, math.inf, ends="()")
-        if self.class_weight is not None and not isinstance(self.class_weight, dict):
-            parameters.one_of("class_weight", self.class_weight, ("balanced",))
+        if not parameters.is_word(self.learning_rate, "auto"):
+            parameters.real("learning_rate", self.learning_rate, 0, math.inf, ends="()", or_else='"auto"')
+        parameters.class_weight(self.class_weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 import sce
+from sce.linear.bound import BoundRows
 
 Floats = NDArray[Any]
 
-_ROWS = 8  # per parameter of a class: as many rows tell the curvature well enough
+# How many rows tell the curvature: at least so many per parameter of a class.
+_ROWS, _WORTH, _MOST = 8, 4, 1 << 22
 _POWER = 20  # steps of the power iteration that finds the largest curvature
 
 
@@ -35,63 +38,78 @@ class Objective:
         intercept: bool,
         label_smoothing: float,
         backend: str | None,
+        denominator: float | None = None,  # instead of the sum of u
     ) -> None:
         self.x, self.y, self.weight = x, y, weight
         self.ridge, self.intercept, self.backend = ridge, intercept, backend
         self.label_smoothing = label_smoothing
         self.rows, self.features = int(x.shape[0]), int(x.shape[1])
-        self.total = float(self.rows) if weight is None else float(weight.sum())
+        total = float(self.rows) if weight is None else float(weight.sum())
+        self.total = total if denominator is None else denominator
         self.shape = (self.features + intercept, classes)
 
     def __call__(self, w: Floats) -> tuple[float, Floats]:
         """F and its gradient."""
-        return self._value(w, self.x, self.y, self.weight, self.total)
+        grad = np.empty(self.shape, self.x.dtype)
+        loss = self._bound.loss_and_grad(*self._split(w), *self._split(grad))
+        return self._penalised(loss, w), self._balanced(grad, w)
+
+    def around(self, w: Floats) -> None:
+        """From now on, `curvature` is that at w."""
+        self._bound.around(*self._split(w))
+
+    def curvature(self, v: Floats) -> Floats:
+        """H v, where H is the Hessian of F at the place that `around` was told."""
+        found = np.empty(self.shape, self.x.dtype)
+        self._bound.hvp(*self._split(v), *self._split(found))
+        return self._balanced(found, v)
+
+    @cached_property
+    def _bound(self) -> BoundRows:
+        return BoundRows(
+            self.x,
+            self.y,
+            self.shape[1],
+            denominator=self.total,
+            sample_weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            backend=self.backend,
+        )
+
+    def _penalised(self, loss: float, w: Floats) -> float:
+        coef = w[: self.features]
+        return loss + 0.5 * self.ridge * float(np.vdot(coef, coef))
+
+    def _balanced(self, grad: Floats, w: Floats) -> Floats:
+        """With the penalty's part, and with sum 0 over the classes, as it is but for rounding.
+
+        Nothing else would bring that back: a shift of all classes changes no probability, and without a
+        penalty (the intercepts') no loss.
+        """
+        grad = grad.astype(np.float64, copy=False)
+        grad[: self.features] += self.ridge * w[: self.features]
+        grad -= grad.sum(axis=1, keepdims=True) * (1 / self.shape[1])
+        return grad
 
     def batch(self, w: Floats, rows: NDArray[np.intp]) -> tuple[float, Floats]:
         """The same of some rows, in expectation equal to that of all."""
         weight = None if self.weight is None else self.weight[rows]
-        return self._value(w, self.x[rows], self.y[rows], weight, self.total * len(rows) / self.rows)
-
-    def _value(
-        self, w: Floats, x: Any, y: Any, weight: Floats | None, denominator: float
-    ) -> tuple[float, Floats]:
+        grad = np.empty(self.shape, self.x.dtype)
         coef, bias = self._split(w)
-        grad = np.empty(self.shape, x.dtype)
         loss, _ = sce.linear_loss_and_grad(
-            x,
+            self.x[rows],
             coef,
-            y,
+            self.y[rows],
             bias=bias,
-            l2=self.ridge / 2,
             sample_weight=weight,
             label_smoothing=self.label_smoothing,
-            denominator=denominator,
+            denominator=self.total * len(rows) / self.rows,
             want=("W", "bias"),
             out=sce.LinearGrad(None, *self._split(grad)),
             validate=False,
             backend=self.backend,
         )
-        return float(loss), _balanced(grad)
-
-    def curvature(self, w: Floats, v: Floats) -> Floats:
-        """H v, where H is the Hessian of F at w."""
-        (coef, bias), (along, along_bias) = self._split(w), self._split(v)
-        found = np.empty(self.shape, self.x.dtype)
-        sce.linear_hvp(
-            self.x,
-            coef,
-            self.y,
-            along,
-            bias=bias,
-            v_bias=along_bias,
-            l2=self.ridge / 2,
-            sample_weight=self.weight,
-            denominator=self.total,
-            out=sce.LinearGrad(None, *self._split(found)),
-            validate=False,
-            backend=self.backend,
-        )
-        return _balanced(found)
+        return self._penalised(float(loss), w), self._balanced(grad, w)
 
     def _split(self, w: Floats) -> tuple[Floats, Floats | None]:
         """W (D, C) and b (C,) or None, in the dtype of X: views of w, where it has that dtype."""
@@ -104,49 +122,49 @@ class Objective:
         Row i adds u_i (diag(p_i) - p_i p_i^T) (x) x_i x_i^T to that. Its first factor has C - 1 eigenvalues
         that are not 0, of mean (1 - |p_i|^2) / (C - 1); at w = 0 all of them are alike.
         """
-        x, weight = self._some()
+        x, share = self._some()
+        if not w.any():
+            return x.astype(np.float64, copy=False), share / self.shape[1]
         coef, bias = self._split(w)
-        z = x @ coef
-        if bias is not None:
-            z += bias
-        p = sce.softmax(z, out=z, backend=self.backend)
+        p = x @ coef if bias is None else x @ coef + bias
+        p -= p.max(axis=1, keepdims=True)
+        p = np.exp(p, out=p)
+        p /= p.sum(axis=1, keepdims=True)
         bend = (1 - np.einsum("ij,ij->i", p, p, dtype=np.float64)) / (self.shape[1] - 1)
         bend = np.maximum(bend, np.finfo(np.float64).eps)  # a row beyond doubt still has a direction
-        return x.astype(np.float64, copy=False), bend * weight / weight.sum()
+        return x.astype(np.float64, copy=False), bend * share
 
     def largest_curvatures(self) -> tuple[float, float]:
         """Bounds of the largest eigenvalue of the Hessian: of F, and of N times the worst row's part of F.
 
         diag(p) - p p^T has no eigenvalue above 1/2. What X adds is found by power iteration on some rows.
         """
-        x, weight = self._some()
+        x, share = self._some()
         v, mean = np.ones(self.shape[0]), 0.0
         for _ in range(_POWER):
             v /= np.linalg.norm(v) or 1.0
             along = x @ v[: self.features] + (v[-1] if self.intercept else 0.0)
-            along *= weight / weight.sum()
+            along *= share
             v = np.append(x.T @ along, along.sum())[: self.shape[0]]
             mean = float(np.linalg.norm(v))
-        rows = _squares(self.x) + self.intercept
+        rows = (_squares(self.x) + self.intercept) * (self.rows / self.total)
         if self.weight is not None:
-            rows *= self.weight * (self.rows / self.total)
+            rows *= self.weight
         return mean / 2 + self.ridge, float(rows.max()) / 2 + self.ridge
 
     def _some(self) -> tuple[Any, Floats]:
-        """Evenly spaced rows, enough to tell the curvature by, and their weights."""
-        step = max(1, self.rows // (_ROWS * self.shape[0]))
+        """Evenly spaced rows, enough to tell the curvature by, and their shares in F.
+
+        The more, the fewer steps: as many as cost what `_WORTH` gradients do and fit into `_MOST` elements.
+        """
+        size, classes = self.shape
+        worth = min(self.rows * _WORTH * 4 * classes // size, _MOST // (size + classes))
+        step = max(1, -(-self.rows // max(_ROWS * size, worth, 1)))
         x = self.x[::step]
-        return x, np.ones(x.shape[0]) if self.weight is None else self.weight[::step]
-
-
-def _balanced(grad: Floats) -> Floats:
-    """With sum 0 over the classes, as it is but for rounding: nothing else would bring that back.
-
-    A shift of all classes changes no probability, and without a penalty (the intercepts') no loss.
-    """
-    grad = grad.astype(np.float64, copy=False)
-    grad -= grad.mean(axis=1, keepdims=True)
-    return grad
+        if self.weight is None:
+            return x, np.full(x.shape[0], self.rows / self.total / x.shape[0])
+        weight = self.weight[::step]
+        return x, weight / weight.sum() * (self.weight.sum() / self.total)
 
 
 def _squares(x: Any) -> Floats:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils import check_array
 
 
 def one_of(name: str, value: Any, legal: Sequence[str]) -> None:
@@ -20,22 +21,59 @@ def switch(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}.")
 
 
-def integer(name: str, value: Any, low: int) -> None:
-    if not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
+def is_word(value: Any, word: str) -> bool:
+    """Is it this word? Not asked by ==, of which an array has many answers."""
+    return isinstance(value, str) and value == word
+
+
+def integer(name: str, value: Any, low: int, *, or_else: str = "") -> None:
+    """`or_else` is what may be given besides, as the message has it."""
+    legal = f"{or_else} or an integer" if or_else else "an integer"
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be {legal} of at least {low}, got {value!r}.")
     if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value!r}.")
+        raise ValueError(f"{name} must be {legal} of at least {low}, got {value!r}.")
 
 
-def real(name: str, value: Any, low: float, high: float, *, ends: str) -> None:
+def real(name: str, value: Any, low: float, high: float, *, ends: str, or_else: str = "") -> None:
     """`ends` are the brackets of the interval: "[)" has its low end in it and its high end not."""
+    legal = f"{or_else} or a number" if or_else else "a number"
+    legal = f"{name} must be {legal} in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value!r}."
     if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be a number, got {value!r}.")
+        raise TypeError(legal)
     number = float(value)
     above = number >= low if ends[0] == "[" else number > low
     below = number <= high if ends[1] == "]" else number < high
     if not (above and below):  # NaN is neither
-        raise ValueError(f"{name} must be in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value!r}.")
+        raise ValueError(legal)
+
+
+def class_weight(value: Any) -> None:
+    if value is None or is_word(value, "balanced"):
+        return
+    if not isinstance(value, dict):
+        what = f'class_weight must be None, "balanced" or a dict of label: weight, got {value!r}.'
+        raise (ValueError if isinstance(value, str) else TypeError)(what)
+    for label, weight in value.items():
+        legal = isinstance(weight, numbers.Real) and not isinstance(weight, (bool, np.bool_))
+        if not legal or not 0 <= float(weight) < np.inf:
+            error = ValueError if legal else TypeError
+            raise error(f"class_weight[{label!r}] must be a number in [0, inf), got {weight!r}.")
+
+
+def sample_weight(value: Any, rows: int) -> NDArray[np.float64]:
+    """A new array of a weight for each row; one number is for all of them."""
+    if isinstance(value, numbers.Number):
+        value = np.full(rows, value)
+    found: NDArray[np.float64] = check_array(
+        value, dtype=np.float64, ensure_2d=False, ensure_min_samples=0, copy=True, input_name="sample_weight"
+    )
+    if found.shape != (rows,):
+        raise ValueError(f"sample_weight.shape is {found.shape}, not {(rows,)}: pass a weight for each row.")
+    if (found < 0).any():
+        row = int(np.argmax(found < 0))
+        raise ValueError(f"sample_weight[{row}] is {found[row]}: weights must not be negative.")
+    return found
 
 
 def positions(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
@@ -50,12 +88,13 @@ def class_weights(
 ) -> NDArray[np.float64]:
     """A weight per class. Balanced: the rows of each class weigh the same, all together what they did."""
     if isinstance(asked, dict):
-        if unknown := [label for label in asked if label not in classes.tolist()]:
-            raise ValueError(f"class_weight names {unknown[0]!r}, which is none of the classes {classes!r}.")
-        found = np.array([asked.get(label, 1.0) for label in classes.tolist()], np.float64)
-        if not (np.isfinite(found).all() and (found >= 0).all()):
-            raise ValueError(f"class_weight must be finite and not negative, got {asked!r}.")
-        return found
+        labels = classes.tolist()
+        if unknown := [label for label in asked if label not in labels]:
+            raise ValueError(
+                f"class_weight names {unknown[0]!r}, which is none of the classes {classes!r}: leave it out,"
+                " or write it as y has it."
+            )
+        return np.array([asked.get(label, 1.0) for label in labels], np.float64)
     counts = np.bincount(y, weight, len(classes))
     with np.errstate(divide="ignore"):
         found = weight.sum() / (np.count_nonzero(counts) * counts)

@@ -35,14 +35,15 @@ class Scaling(NamedTuple):
 
 
 @np.errstate(over="ignore", invalid="ignore")  # an error says so below
-def scaling(objective: Objective, w: Floats) -> Scaling:
-    """The scaling for steps from w on.
+def scaling(objective: Objective, w: Floats, expected: float = 1.0) -> Scaling:
+    """The scaling for steps from w on, where the loss is `expected` to bend this much of what it does at w.
 
     The Hessian is the sum over rows of (diag(p) - p p^T) (x) x x^T, and the ridge. With the first factor
     replaced by its mean curvature (`Objective.spread`), one matrix M (D + 1, D + 1) serves all classes. d and
     L with diag(1/d) L L^T diag(1/d) = M make it the identity.
     """
     x, bend = objective.spread(w)
+    bend *= expected
     size = objective.shape[0]
     heavy = x.multiply(bend[:, None]).tocsr() if sparse.issparse(x) else x * bend[:, None]
     if size > _TOGETHER:

@@ -11,7 +11,9 @@ from scipy.optimize import minimize
 from .objective import Floats, Objective
 from .scaling import Scaling, scaling
 
-_ROUND = 10  # steps of L-BFGS in the first coordinates; each round doubles it
+# Steps of L-BFGS in the first coordinates, and in the second; each later round doubles it. At W = 0 every row
+# bends the loss as much as it can; soon, few do: the first coordinates take a tenth of it.
+_FIRST, _SECOND, _SOON = 5, 20, 0.1
 _INNER = 200  # conjugate gradients of one step of Newton's method
 _LEAST = 4 * np.finfo(np.float64).eps  # a relative fall of the objective that is none
 _FALL = 1e-4  # of what the slope promises, to accept a step (Armijo)
@@ -46,8 +48,13 @@ class Trace:
             self.slope = float(np.abs(grad).max())
             self.converged = self.slope <= self.tol
         if self.verbose:
-            slope = "" if grad is None else f", largest entry of its gradient {self.slope:.3g}"
-            print(f"{self.steps}: loss {loss:.8g}{slope}")
+            print(progress(self.steps, loss, None if grad is None else self.slope))
+
+
+def progress(steps: int, loss: float, slope: float | None = None) -> str:
+    """A line for whoever asked for them with `verbose`."""
+    end = "" if slope is None else f", largest entry of its gradient {slope:.3g}"
+    return f"{steps}: loss {loss:.8g}{end}"
 
 
 class _Over(Exception):
@@ -55,24 +62,23 @@ class _Over(Exception):
 
 
 def lbfgs(objective: Objective, w: Floats, trace: Trace) -> Floats:
-    """SciPy's L-BFGS-B, in coordinates that are made anew in rounds of 10, 20, 40, ... steps.
+    """SciPy's L-BFGS-B, in coordinates that are made anew after 5, 25, 65, ... steps.
 
     In the features' own coordinates it would need hundreds of steps where they are correlated or of several
     magnitudes. The test for the end is in those, though: the largest entry of the gradient by W.
     """
     trace.start(*objective(w))
-    length, stalls = _ROUND, 0
+    length, stalls, expected = _FIRST, 0, _SOON
     while not trace.over and stalls < 2:
-        w, stalled = _round(objective, w, trace, length)
+        w, stalled = _round(objective, w, trace, length, scaling(objective, w, expected))
         stalls = stalls + 1 if stalled else 0  # by rounding, maybe: new coordinates may help once
-        length *= 2
+        length, expected = max(_SECOND, 2 * length), 1.0
     trace.converged |= stalls == 2
     return w
 
 
-def _round(objective: Objective, w: Floats, trace: Trace, length: int) -> tuple[Floats, bool]:
+def _round(objective: Objective, w: Floats, trace: Trace, length: int, easy: Scaling) -> tuple[Floats, bool]:
     """So many steps, or until it is over; or until SciPy sees no fall of the objective any more: True."""
-    easy = scaling(objective, w)
     seen = math.nan, w, w
 
     def value(flat: Floats) -> tuple[float, Floats]:
@@ -110,25 +116,28 @@ def newton_cg(objective: Objective, w: Floats, trace: Trace) -> Floats:
     noise = 16 * float(np.finfo(objective.x.dtype).eps)
     while not trace.over:
         easy = scaling(objective, w)
+        objective.around(w)
 
-        def times(v: Floats, w: Floats = w, easy: Scaling = easy) -> Floats:
-            return easy.gradient(objective.curvature(w, easy.parameters(v)))
+        def times(v: Floats, easy: Scaling = easy) -> Floats:
+            return easy.gradient(objective.curvature(easy.parameters(v)))
 
-        step = easy.parameters(_conjugate_gradients(times, -easy.gradient(grad)))
+        downhill = -easy.gradient(grad)
+        step = easy.parameters(_conjugate_gradients(times, downhill))
         slope, length = float(np.vdot(grad, step)), 1.0
         while length > 1e-10:
             at = w + length * step
             ahead, grad_ahead = objective(at)
-            falls = ahead <= loss + _FALL * length * slope
             # Next to the minimum rounding hides the fall of the loss: there a smaller slope will do.
-            hidden = abs(ahead - loss) <= noise * abs(loss) and abs(np.vdot(grad_ahead, step)) <= 0.9 * abs(
-                slope
-            )
-            if falls or hidden:
+            hidden = abs(ahead - loss) <= noise * abs(loss)
+            less = abs(np.vdot(grad_ahead, step)) <= 0.9 * abs(slope)
+            if ahead <= loss + _FALL * length * slope or (hidden and less):
                 break
             length /= 2
         else:  # no step is visible any more: at the minimum, as far as the dtype can tell
             trace.converged = -slope <= noise * abs(loss)
+            break
+        if hidden and np.linalg.norm(easy.gradient(grad_ahead)) > 0.5 * np.linalg.norm(downhill):
+            trace.converged = True  # rounding is all that is left of the gradient, too
             break
         w, loss, grad = at, ahead, grad_ahead
         trace.step(loss, grad)
@@ -182,10 +191,10 @@ def epoch(
         velocity -= rate * grad
         w += velocity
         total += loss * len(rows)
-    if not math.isfinite(total):
+    if not (math.isfinite(total) and np.isfinite(w).all()):
         raise ValueError(
-            f"the loss of an epoch is {total}: steps of {rate:.3g} are too large. Lower learning_rate, or"
-            ' leave it at "auto".'
+            f"an epoch of loss {total / objective.rows:.3g} led nowhere: steps of {rate:.3g} are too large."
+            ' Lower learning_rate, or leave it at "auto".'
         )
     return total / objective.rows
 
