@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sce.backend import Answer, Array, Problem
+from sce.backend import JACOBIANS, Answer, Array, Problem
 
 on_device: bool = False
 debug: bool = False
 takes_binary: bool = True
+takes_jacobians: bool = True
 
 _BLOCK = 1 << 18  # elements worked on at once: temporaries that stay in the cache
 
@@ -35,8 +36,9 @@ def missing() -> str | None:
 @np.errstate(all="ignore")  # NaN and infinities in a row are that row's answer, not a warning
 def run(problem: Problem, answer: Answer) -> None:
     outer, inner, classes = problem.logits.shape
-    step = max(1, _BLOCK // (classes * inner))
-    wide = max(1, _BLOCK // classes)
+    per_row = classes if problem.outputs.isdisjoint(JACOBIANS) else classes**2
+    step = max(1, _BLOCK // (per_row * inner))
+    wide = max(1, _BLOCK // per_row)
     sums = {"loss": 0.0, "z_loss": 0.0}
     row = np.arange(outer * inner).reshape(outer, inner)
     for a in range(0, outer, step):
@@ -48,7 +50,7 @@ def run(problem: Problem, answer: Answer) -> None:
                 into: Any = getattr(answer, name)
                 if name in sums and problem.reduce:
                     sums[name] += got.sum()
-                elif into.ndim == 3:
+                elif into.ndim >= 3:
                     into[tile] = got.reshape(into[tile].shape).astype(into.dtype)
                 else:
                     into[rows] = got
@@ -101,6 +103,13 @@ def _outputs(problem: Problem, tile: tuple[slice, slice], rows: Array) -> dict[s
         if "log_softmax_jvp" in wanted:
             out["log_softmax_jvp"] = centred * slope if flat else centred
 
+    if not wanted.isdisjoint(JACOBIANS):
+        i = np.arange(problem.classes)
+        of_log = np.repeat(-st.p[:, None, :], problem.classes, axis=1)
+        of_log[:, i, i] = st.one_minus_p
+        out["log_softmax_jacobian"] = of_log * slope
+        out["softmax_jacobian"] = st.p[:, :, None] * of_log * slope
+        out = {name: x for name, x in out.items() if name in wanted}
     if "lse" in wanted:
         out["lse"] = st.lse
     if "log_softmax" in wanted:

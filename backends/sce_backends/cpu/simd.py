@@ -231,6 +231,18 @@ def anywhere(typingctx: Any, mask: Any) -> Any:
 
 
 @intrinsic
+def place(typingctx: Any, mask: Any) -> Any:
+    """The first lane that says yes; as many as there are lanes where none does."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = builder.zext(builder.bitcast(args[0], ir.IntType(mask.lanes)), ir.IntType(64))
+        bits = builder.or_(bits, ir.Constant(bits.type, 1 << mask.lanes))
+        return builder.cttz(bits, ir.Constant(ir.IntType(1), 1))
+
+    return nb.int64(mask), codegen
+
+
+@intrinsic
 def total(typingctx: Any, x: Any) -> Any:
     """The sum of the lanes, in pairs."""
 
