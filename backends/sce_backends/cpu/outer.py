@@ -196,12 +196,13 @@ def put_block(p: Any, of: Any, one: Any, column: Any, to: Any, s: Any) -> None:
     n, size, lanes = p.classes, size_of(of), LINE // size_of(one)
     for k in range(n):
         line = s.turned + k * n * LINE
-        for j in range(n):
-            less = s.less + j * column
-            if p.of_log:
-                store(one, line + j * LINE, column_of(one, less))
-            else:
-                store(one, line + j * LINE, product_of(one, s.p + k * column, less))
+        # Two loops: with the question in one, LLVM 22 answered it with yes for k = 0 and n < 4.
+        if p.of_log:
+            for j in range(n):
+                store(one, line + j * LINE, column_of(one, s.less + j * column))
+        else:
+            for j in range(n):
+                store(one, line + j * LINE, product_of(one, s.p + k * column, s.less + j * column))
         store(one, line + k * LINE, column_of(one, s.diagonal + k * column))
     for k in range(0, n * n, lanes):
         source, left, row = s.turned + k * LINE, n * n - k, to + k * size
