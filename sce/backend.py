@@ -161,9 +161,9 @@ class Backend(Protocol):
     """A module with these names, registered under the entry point group "sce.backends".
 
     It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...), and
-    `takes_binary: bool`: does it take binary problems? `takes_jacobians: bool`: does it form Jacobians, on the
-    host? Of one that does not they are asked row by row, as products. One that takes arrays on a device has
-    besides
+    `takes_binary: bool`: does it take binary problems? `takes_jacobians: bool`: does it form Jacobians of
+    arrays on the host? One that does not is asked for them row by row, as products. One that takes arrays on
+    a device has besides
 
         bind(problem, answer) -> Bound        what is asked of it instead of `run` there
         total_weight(problem) -> float        D, where it is to add it up and the caller asks; it waits

@@ -407,7 +407,8 @@ def solve(request: Request, backend: Backend) -> dict[str, Any]:
             answer[name] = view
         elif name in JACOBIANS:
             shape = (*problem.logits.shape, problem.classes)
-            answer[name] = np.empty(shape, checks.matrix_dtypes(request.like.dtype)[0])
+            dtype = checks.matrix_dtypes(request.like.dtype)[0]
+            answer[name] = np.empty(shape, dtype) if request.out is None else request.out.reshape(shape)
         elif name in _REDUCED and problem.reduce:
             answer[name] = np.zeros(1)
         else:

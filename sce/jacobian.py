@@ -1,7 +1,7 @@
 """Derivatives of softmax and log-softmax: Jacobians, and their products with a vector from either side.
 
-The products have no kernels of their own. With Q = 1 and no target the loss is logsumexp, whose Hessian is the
-Jacobian of softmax. The gradient for a distribution v is sum(v) p - v: but for the sign, the product of v
+The products have no kernels of their own. With Q = 1 and no target the loss is logsumexp, whose Hessian is
+the Jacobian of softmax. The gradient for a distribution v is sum(v) p - v: but for the sign, the product of v
 with the Jacobian of log-softmax. A backend that forms no Jacobians is asked for those of unit vectors.
 """
 
@@ -14,43 +14,99 @@ from numpy.lib.stride_tricks import as_strided
 
 from . import checks
 from .backend import Answer, Array, Backend, Problem
-from .device import Place, describe, identity, library_of, maker
+from .device import Place, describe, identity, maker
 from .functions import run_on_device, solve
-from .layout import on_device
-from .problem import Request, prepare
+from .problem import Request, place_of_all, prepare
 from .select import obtain
 
 
-def softmax_jacobian(x: Any, axis: int = -1, *, temperature: float = 1.0, backend: str | None = None) -> Any:
-    """J[..., i, j] = d softmax_i / d x_j = p_i ((i = j) - p_j) / T: the output i first, then the input j.
+def softmax_jacobian(
+    x: Any,
+    axis: int = -1,
+    *,
+    temperature: float = 1.0,
+    out: Array | None = None,
+    backend: str | None = None,
+) -> Any:
+    """The Jacobian of softmax in every row: the derivative of each probability by each logit.
 
-    The shape is that of x without `axis`, followed by (C, C); the dtype that of x. The diagonal,
-    p_i (1 - p_i) / T, is accurate where p_i is near 1, too. A row of x with NaN, +inf or nothing but -inf has
-    a Jacobian of NaN. But for rounding J is symmetric, and each row adds up to 0. For large C take
-    `softmax_vjp`, which does not form it. Errors as for `loss_and_grad`.
+    For a row of C logits, with p = softmax(x / temperature)::
 
-    >>> import sce
+        J[..., i, j] = d p_i / d x_j = p_i ((i = j) - p_j) / temperature
+
+    J is symmetric but for rounding, and each of its rows adds up to 0. The diagonal, p_i (1 - p_i) /
+    temperature, has its relative accuracy where p_i is near 1, too: 1 - p_i is the sum of the others.
+
+    Parameters
+    ----------
+    x:
+        Floating array of logits, in nats, as in `loss_and_grad`: float16, bfloat16 (ml_dtypes), float32 or
+        float64, any number of dimensions >= 1, any strides, on the host or on a CUDA device.
+    axis:
+        The class axis, of length C.
+    temperature:
+        Positive; divides x.
+    out:
+        Where J goes: a C-contiguous array of J's shape and dtype that shares no memory with x. New memory
+        costs as much as the work.
+    backend:
+        As in `loss_and_grad`.
+
+    Returns
+    -------
+    The shape of x without `axis`, followed by (C, C): the output i first, then the input j. The dtype of x.
+    A class masked by -inf has zeros. A row with NaN, +inf or nothing but -inf has a Jacobian of NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of a wrong dtype, shape or value; the message names it and says what to do.
+    BackendError
+        If the backend that was named cannot take the call, or none can.
+
+    For large C take `softmax_jvp` or `softmax_vjp`, which do not form J: C times less memory.
+
+    Examples
+    --------
+    >>> import numpy as np, sce
     >>> sce.softmax_jacobian([0.0, 0.0])
     array([[ 0.25, -0.25],
            [-0.25,  0.25]])
+    >>> sce.softmax_jacobian(np.zeros((5, 2, 3)), axis=1).shape
+    (5, 3, 2, 2)
+
+    References
+    ----------
+    J. S. Bridle (1990), "Probabilistic interpretation of feedforward classification network outputs";
+    docs/math.md derives the formula.
     """
-    return _jacobian(x, "softmax_jacobian", "hvp", axis, temperature, backend)
+    return _jacobian(x, "softmax_jacobian", "hvp", axis, temperature, out, backend)
 
 
 def log_softmax_jacobian(
-    x: Any, axis: int = -1, *, temperature: float = 1.0, backend: str | None = None
+    x: Any,
+    axis: int = -1,
+    *,
+    temperature: float = 1.0,
+    out: Array | None = None,
+    backend: str | None = None,
 ) -> Any:
-    """J[..., i, j] = d log softmax_i / d x_j = ((i = j) - p_j) / T: the output i first, then the input j.
+    """The Jacobian of log-softmax in every row: the derivative of each log-probability by each logit.
 
-    Shape, dtype and errors are those of `softmax_jacobian`. The diagonal, (1 - p_i) / T, is accurate where
-    p_i is near 1, too.
+    With p = softmax(x / temperature)::
+
+        J[..., i, j] = d log p_i / d x_j = ((i = j) - p_j) / temperature
+
+    Each of its rows adds up to 0. The diagonal has its relative accuracy where p_i is near 1, too. Arguments,
+    shapes, dtypes and errors are those of `softmax_jacobian`; a class masked by -inf has a column of zeros,
+    but for its own 1 / temperature.
 
     >>> import sce
     >>> sce.log_softmax_jacobian([0.0, -40.0])
     array([[ 4.24835426e-18, -4.24835426e-18],
            [-1.00000000e+00,  1.00000000e+00]])
     """
-    return _jacobian(x, "log_softmax_jacobian", "grad", axis, temperature, backend)
+    return _jacobian(x, "log_softmax_jacobian", "grad", axis, temperature, out, backend)
 
 
 def softmax_jvp(
@@ -160,31 +216,64 @@ def _solve(request: Request, backend: str | None, output: str, **changes: Any) -
     return solve(request, obtain(request.problem, backend))[output]
 
 
-def _jacobian(x: Any, output: str, product: str, axis: int, temperature: float, backend: str | None) -> Any:
+def _jacobian(
+    x: Any, output: str, product: str, axis: int, temperature: float, out: Any, backend: str | None
+) -> Any:
     """Formed by the backend that takes its products, if it does that."""
+    place = place_of_all({"x": x, "out": out})
     request = prepare(x, name="x", outputs=(product,), axis=axis, temperature=temperature, reduction="none")
+    into = None if out is None else _checked(out, request, place)
     chosen = obtain(request.problem, backend)
-    if on_device(x) or not getattr(chosen, "takes_jacobians", False):
-        return _by_products(x, request, chosen, product)
+    if place is not None or not getattr(chosen, "takes_jacobians", False):
+        return _by_products(x, request, chosen, product, place, out, into)
     whole = request.problem._replace(outputs=frozenset((output,)))
-    return solve(request._replace(problem=whole), chosen)[output]
+    found = solve(request._replace(problem=whole, out=into), chosen)[output]
+    return found if out is None else out
 
 
-def _by_products(x: Any, request: Request, chosen: Backend, product: str) -> Any:
+def _shape(request: Request) -> tuple[int, ...]:
+    return (*request.layout.rows_shape, request.problem.classes, request.problem.classes)
+
+
+def _checked(out: Any, request: Request, place: Place | None) -> Array:
+    """`out`, or on a device what describes it."""
+    if place is not None:
+        out = describe(out, "out", place)
+    checks.out(out, _shape(request), (request.like.dtype.newbyteorder("="),))
+    if not out.flags.c_contiguous:
+        raise ValueError("out has gaps, or its axes in another order: pass a C-contiguous array.")
+    checks.overlap(out, {"x": request.like})
+    return np.asarray(out)
+
+
+def _by_products(
+    x: Any,
+    request: Request,
+    chosen: Backend,
+    product: str,
+    place: Place | None,
+    out: Any,
+    into: Array | None,
+) -> Any:
     """A Jacobian's row is a product with a unit vector: those of all rows are one problem of N C rows.
 
     Row (n, i) has the logits of row n, by a stride of 0, and the i-th unit vector: as v of a Hessian-vector
     product, or as the distribution whose gradient is p - e_i.
     """
     problem, classes = request.problem, request.problem.classes
-    shape, dtype = (*request.layout.rows_shape, classes, classes), request.like.dtype.newbyteorder("=")
-    if problem.on_device:
-        place = Place(problem.device, problem.stream, problem.wait, library_of(type(x)))
-        units, found = identity(x, classes), maker(x, shape, request.like.dtype)()
-        into, unit = describe(found, "the Jacobian", place), describe(units, "the identity", place)
+    dtype, found = request.like.dtype.newbyteorder("="), out
+    units: Any = None  # held until the work is under way
+    if place is not None:
+        problem = problem._replace(wait=place.wait)
+        units = identity(x, classes)
+        unit = describe(units, "the identity", place)
+        if into is None:
+            found = maker(x, _shape(request), request.like.dtype)()
+            into = describe(found, "the Jacobian", place)
     else:
-        found = into = np.empty(shape, dtype)
         unit = np.eye(classes, dtype=dtype)
+        if into is None:
+            found = into = np.empty(_shape(request), dtype)
     into = into.reshape(problem.rows, classes, classes)
     outer, inner, _ = problem.logits.shape
     by_outer, by_inner, by_class = problem.logits.strides
@@ -198,9 +287,7 @@ def _by_products(x: Any, request: Request, chosen: Backend, product: str) -> Any
         vectors = as_strided(unit, shape, (0, *unit.strides), writeable=False)
         of_v: dict[str, Any] = {"direction": vectors, "hess_scale": problem.temperature}
         of_y: dict[str, Any] = {"target": "distribution", "distribution": vectors, "grad_scale": -1.0}
-        one = problem._replace(
-            rows=rows * classes, logits=logits, **(of_v if product == "hvp" else of_y)
-        )
+        one = problem._replace(rows=rows * classes, logits=logits, **(of_v if product == "hvp" else of_y))
         _run(one, Answer(**{product: into[part * rows : (part + 1) * rows]}), chosen)
     return found
 

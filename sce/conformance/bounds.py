@@ -6,7 +6,8 @@ K, in ulp:             loss   grad   hess_diag   hvp   log_softmax_jvp   others
     float32               2      3          3      5                 3        3
     float64               3      4          8     16                12        4
     A rounded float64 result has 0.5. In float64 they are sums and products of correctly rounded terms, and
-    p (1 - p) is two of the gradient's, and so is a Jacobian's p_i p_j, which has the bounds of hess_diag. What the products with v pay for is in docs/math.md.
+    p (1 - p) is two of the gradient's; so is a Jacobian's p_i p_j, which has the K of hess_diag. What the
+    products with v pay for is in docs/math.md.
     float16, bfloat16: the float32 bound, then one rounding: 0.5 ulp of the half type at the exact value.
 
 **Scale.** The sum of the magnitudes of the terms the value consists of, in the form without cancellation.
@@ -191,7 +192,11 @@ def _matrix_scale(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array
 
 def _scale_of_jacobian(rows: Rows, name: str) -> tuple[Array, Array, Array, Array]:
     """The same for Jacobians, per element [i, j]."""
-    slope, flushed, never = rows.slope[:, None, :], rows.flushed[:, None, None], (rows.p == 0) & np.isinf(rows.depth)
+    slope, flushed, never = (
+        rows.slope[:, None, :],
+        rows.flushed[:, None, None],
+        (rows.p == 0) & np.isinf(rows.depth),
+    )
     diagonal = np.eye(rows.p.shape[1], dtype=bool)
     scale = np.where(diagonal, rows.rest[:, None, :], rows.p[:, None, :])
     lost = np.where(diagonal, flushed, rows.tail[:, None, :])

@@ -93,7 +93,11 @@ def _special(dtype: str) -> Iterator[Case]:
 
 
 def _both(
-    name: str, dtype: str, x: Array, options: dict[str, Any] | None = None, exact: dict[str, Any] | None = None
+    name: str,
+    dtype: str,
+    x: Array,
+    options: dict[str, Any] | None = None,
+    exact: dict[str, Any] | None = None,
 ) -> Iterator[Case]:
     for output in JACOBIANS:
         known = (exact or {}).get(output, ())

@@ -73,7 +73,9 @@ def _canonical(request: Request) -> dict[str, Array]:
             direction=None if v is None else v.astype(wide),
         )
         registry.load("reference").run(problem, Answer(**arrays))
-    sizes = dict.fromkeys(MATRICES, (n, problem.classes)) | dict.fromkeys(JACOBIANS, (n, *[problem.classes] * 2))
+    sizes = dict.fromkeys(MATRICES, (n, problem.classes)) | dict.fromkeys(
+        JACOBIANS, (n, *[problem.classes] * 2)
+    )
     return {name: x.reshape(sizes.get(name, x.shape)) for name, x in arrays.items()}
 
 

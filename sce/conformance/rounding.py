@@ -94,7 +94,7 @@ def _shift(
         shift = p[:, :, None] * (turned + rows.slope[:, None, :] * p[:, None, :] * off[:, :, None])
         i = np.arange(p.shape[1])
         shift[:, i, i] = turned[:, 0]
-        return shift
+        return np.asarray(shift)
     if name in ("hvp", "log_softmax_jvp"):
         return _shift_along(problem, rows, name, own, bent, common, off)
     if name == "lse":

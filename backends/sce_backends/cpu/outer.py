@@ -1,7 +1,7 @@
 """Jacobians of softmax and log-softmax: C rows of C numbers for each row of logits.
 
-A row's probabilities are found once, in float64, and every number of its Jacobian is a product of two of them,
-rounded once. What is made lies in a buffer first, which stays in the cache, because rows begin anywhere in a
+A row's probabilities are found once, in float64, and every number of its Jacobian is a product of two of
+them, rounded once. What is made lies in a buffer first, which stays in the cache, because rows begin anywhere in a
 line: it leaves in whole lines, past the caches where the answer is larger than they are.
 
 For few classes vectors run over the rows, and are turned on their way out; for others, over the classes.
@@ -45,7 +45,7 @@ INTEGERS = (
     "chunk",  # rows in a chunk, or lines of a Jacobian where it has several
     "pieces",  # chunks of a Jacobian
     "of_log", "past_caches",
-    "scratch", "vector", "turned", "slot",  # of a worker's scratch bytes of p, less and diagonal each; of all
+    "scratch", "vector", "turned", "slot",  # bytes: of p, less and diagonal each; of all scratch
 )  # fmt: skip
 FLOATS = ("by", "by_lo")  # 1 / temperature
 PARAMETERS = np.dtype([(name, np.int64) for name in INTEGERS] + [(name, np.float64) for name in FLOATS])
