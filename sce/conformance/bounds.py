@@ -185,9 +185,11 @@ def _matrix_scale(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array
         by = np.abs(problem.grad_scale) * s * slope
         return by * dz, by * front, by * dz_lost, gone
     s = np.abs(problem.hess_scale) * s
-    lost = front * (p * flushed + rows.tail) * slope**2 + dz_lost * rows.curve
-    scale = s * (rows.d2z * slope**2 + dz * rows.curve)
-    return scale, s * front * (slope**2 + rows.curve), s * lost, gone
+    # First, because the square of an extreme slope is beyond float64.
+    by, curve = s * slope, s / problem.temperature * rows.curve
+    lost = front * (p * flushed + rows.tail) * by * slope + dz_lost * curve
+    scale = rows.d2z * by * slope + dz * curve
+    return scale, front * (by * slope + curve), lost, gone
 
 
 def _scale_of_jacobian(rows: Rows, name: str) -> tuple[Array, Array, Array, Array]:
@@ -215,10 +217,10 @@ def _scale_along(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array,
     if name == "log_softmax_jvp":
         return spreads, 1 + 0 * p, lost, np.zeros(p.shape, bool)
     s, front, q = np.abs(problem.hess_scale) * rows.s[:, None], rows.front[:, None], rows.q
-    bent = rows.curve * v
+    by, bent = s * slope, s * (rows.curve * v) / problem.temperature
     gone = rows.left_out[:, None] | ((p == 0) & np.isinf(rows.depth) & (q == 0))
     of_mean = lam2 * (tail * mean + p * dot(tail, np.abs(w))[:, None])
-    lost = slope * (front * (tail * spreads + p * lost) + of_mean)
+    lost = by * (front * (tail * spreads + p * lost) + of_mean)
     lost = lost + bent * (q * rows.flushed[:, None] + front * tail)
-    scale = slope * p * (front * spreads + lam2 * mean) + bent * rows.dz
-    return s * scale, s * front * (slope * spreads + bent), s * lost, gone
+    scale = by * p * (front * spreads + lam2 * mean) + bent * rows.dz
+    return scale, front * (by * spreads + bent), lost, gone

@@ -116,7 +116,8 @@ def _shift(
         return np.asarray(np.abs(problem.grad_scale) * s[:, None] * rows.slope * (dz + bent * rows.dz))
     s = np.abs(problem.hess_scale) * s
     d2z = (rows.front[:, None] + 4 * lam) * p * off + of_lse + 2 * bent * rows.d2z
-    return np.asarray(s[:, None] * (rows.slope**2 * d2z + rows.curve * (dz + 2 * bent * rows.dz)))
+    by, curve = s[:, None] * rows.slope, s[:, None] / problem.temperature * rows.curve
+    return np.asarray(by * rows.slope * d2z + curve * (dz + 2 * bent * rows.dz))
 
 
 def _shift_along(
@@ -132,4 +133,5 @@ def _shift_along(
     along_z = rows.front[:, None] * (centred + (off + bent) * spreads) + lam2 * (common * spreads + of_mean)
     of_lse = lam2 * np.abs(rows.lse) if lam2 else 0 * rows.mass  # an infinite lse times 0
     dz = (rows.mass + of_lse)[:, None] * p * off + lam2 * p * common
-    return np.asarray(s * (rows.slope * p * along_z + rows.curve * v * (dz + 2 * bent * rows.dz)))
+    bent_z = s * (rows.curve * v) / problem.temperature * (dz + 2 * bent * rows.dz)
+    return np.asarray(s * rows.slope * p * along_z + bent_z)

@@ -1,8 +1,8 @@
 """Jacobians of softmax and log-softmax: C rows of C numbers for each row of logits.
 
 A row's probabilities are found once, in float64, and every number of its Jacobian is a product of two of
-them, rounded once. What is made lies in a buffer first, which stays in the cache, because rows begin anywhere in a
-line: it leaves in whole lines, past the caches where the answer is larger than they are.
+them, rounded once. What is made lies in a buffer first, which stays in the cache, because rows begin anywhere
+in a line: it leaves in whole lines, past the caches where the answer is larger than they are.
 
 For few classes vectors run over the rows, and are turned on their way out; for others, over the classes.
 """
@@ -50,8 +50,8 @@ INTEGERS = (
 FLOATS = ("by", "by_lo")  # 1 / temperature
 PARAMETERS = np.dtype([(name, np.int64) for name in INTEGERS] + [(name, np.float64) for name in FLOATS])
 
-# Addresses. p: a row's probabilities p_k; less: -p_k / T; diagonal: that of the Jacobian, float64 all; turned:
-# a block's Jacobians, one number of each side by side.
+# Addresses. Float64: p, a row's probabilities p_k; less, -p_k / T; diagonal, that of the Jacobian. turned: a
+# block's Jacobians, one number of each side by side.
 Scratch = namedtuple("Scratch", "p less diagonal turned buffer")
 
 

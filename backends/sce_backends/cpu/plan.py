@@ -32,6 +32,8 @@ _MOST_COLUMNS = 2048  # where they lie that way anyway, and of Hessian-vector pr
 # Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it: a
 # row takes half a millisecond, and waking a thread up to a fifth of one.
 _MANY, _FEW_ROWS = 1 << 20, 4
+# Temperatures, and their inverses, whose square the factor of a second derivative has room for: see `_way`.
+_SQUARED = {"float32": 1e9, "float64": 1e70}
 _WIDE_CAP = 1024.0  # from which on z needs more than transforms.py gives
 _SMALL_Z = 0.125  # up to which a z-loss is a small part of a loss: see `_sharp`
 _LATE_BYTES = 1 << 18  # of a tile's exponentials, up to which a worker keeps those of two tiles
@@ -224,6 +226,9 @@ def _plan(shape: _Shape) -> Plan:
 
 def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
     hess = shape.hess is not None
+    extreme = not 1 / _SQUARED[dtype] <= shape.temperature <= _SQUARED[dtype]
+    if extreme and (hess or shape.hvp):
+        return "rows"
     if shape.outputs == {"hvp"}:
         assert shape.hvp
         assert shape.direction
