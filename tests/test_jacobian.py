@@ -39,6 +39,25 @@ def test_every_entry_is_relatively_accurate(dtype, temperature, backend):
             np.testing.assert_allclose(mine, theirs, rtol=12 * info.eps, atol=2 * info.smallest_subnormal)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    "row", [[50.0, 0.0, 0.0], [1000.0, 0.0], [88.7, -88.7, 0.0], [0.0] * 20 + [40.0], [300.0, 0.0, 299.5]]
+)
+def test_sure_rows(dtype, row, backend):
+    """1 - p to a few ulp where p rounds to 1: in the Jacobians' diagonals, and in the Hessian's."""
+    x = np.array(row, dtype)
+    plain, of_log = exact(x, 1.0)
+    info = np.finfo(dtype)
+    near = {"rtol": 4 * info.eps, "atol": 2 * info.smallest_subnormal}
+    if dtype is np.float32:
+        near["atol"] = info.smallest_normal  # what is below may be flushed
+    np.testing.assert_allclose(sce.softmax_jacobian(x, backend=backend), plain, **near)
+    np.testing.assert_allclose(sce.log_softmax_jacobian(x, backend=backend), of_log, **near)
+    for y in range(x.size):
+        hess = sce.loss_grad_hess(x, y, backend=backend)[2]
+        np.testing.assert_allclose(hess, np.diag(plain), **near)
+
+
 def test_one_jacobian_in_float16_is_rounded_once():
     x = rng.normal(size=(50, 7)).astype(np.float16)
     j = sce.softmax_jacobian(x, backend="reference")
