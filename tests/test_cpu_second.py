@@ -63,8 +63,11 @@ def test_which_kernel_for_the_diagonal(c, options, expected):
     [
         (3, {}, "columns"),
         (3, {"label_smoothing": 0.1, "class_weight": np.ones(3), "dtype": np.float64}, "columns"),
-        (2000, {}, "columns"),
-        (3000, {}, "rows"),
+        (65, {}, "along"),
+        (65, {"temperature": 0.5, "sample_weight": np.ones(4)}, "along"),
+        (3, {"temperature": 1e30}, "along"),
+        (2000, {"logit_bias": np.ones(2000)}, "columns"),
+        (3000, {"logit_bias": np.ones(3000)}, "rows"),
         (3, {"of_v": np.float64}, "rows"),
         (3, {"z_loss": 0.1}, "rows"),
         (3, {"softcap": 9.0}, "rows"),

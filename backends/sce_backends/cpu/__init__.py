@@ -7,7 +7,8 @@ kernel.py    the kernel for everything, with rows.py and elements.py: loops that
 tiles.py, columns.py, pieces.py   the kernels for most calls, in vectors; transforms.py: temperature and bias
 simd.py      what a vector is; vector_math.py: exp, log and max; memory.py: rows by address, half types
 binary.py, logistic.py    problems of one logit per element, and their kernel
-jacobian.py               Jacobians; exponentials.py: a row's exponentials in float64
+along.py                  products with a vector; exponentials.py: a row's exponentials in float64
+jacobian.py, outer.py     Jacobians, and their kernel
 threads.py   who computes; cache.py: where compiled kernels are kept
 """
 
