@@ -26,6 +26,10 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 """The logits' dtypes, by name: bfloat16 is ml_dtypes', which NumPy knows only by name."""
 
 
+JACOBIANS = ("softmax_jacobian", "log_softmax_jacobian")
+"""Outputs of C numbers for each logit: see `Answer`."""
+
+
 class BackendError(RuntimeError):
     """The backend that was named cannot take the call, or no backend can."""
 
@@ -102,6 +106,8 @@ class Answer(NamedTuple):
     log_softmax: Array | None = None  # (A, B, C), the logits' dtype
     hvp: Array | None = None  # (A, B, C), as grad: the Hessian of the loss times v; it may lie over v, too
     log_softmax_jvp: Array | None = None  # (A, B, C), as grad: the derivative of log_softmax along v
+    softmax_jacobian: Array | None = None  # (A, B, C, C), contiguous, the logits' dtype: [.., i, j] is
+    log_softmax_jacobian: Array | None = None  # d output_i / d x_j; of logits alone, on the host
     lse: Array | None = None  # (N,), the loss dtype
     log_prob: Array | None = None  # (N,), the loss dtype: sum_k y_k log p_k
     entropy: Array | None = None  # (N,), the loss dtype, nats
@@ -155,7 +161,9 @@ class Backend(Protocol):
     """A module with these names, registered under the entry point group "sce.backends".
 
     It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...), and
-    `takes_binary: bool`: does it take binary problems? One that takes arrays on a device has besides
+    `takes_binary: bool`: does it take binary problems? `takes_jacobians: bool`: does it form Jacobians of
+    arrays on the host? One that does not is asked for them row by row, as products. One that takes arrays on
+    a device has besides
 
         bind(problem, answer) -> Bound        what is asked of it instead of `run` there
         total_weight(problem) -> float        D, where it is to add it up and the caller asks; it waits

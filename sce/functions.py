@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 import numpy as np
 
 from . import checks
-from .backend import Answer, Array, Backend, Bound, Illegal, Problem, arrays
+from .backend import JACOBIANS, Answer, Array, Backend, Bound, Illegal, Problem, arrays
 from .device import Place, address, describe, library_of, maker
 from .problem import NO_TARGET, Request, elsewhere, prepare
 from .select import Decision, decide, obtain
@@ -404,6 +404,10 @@ def solve(request: Request, backend: Backend) -> dict[str, Any]:
                 view = np.empty(problem.logits.shape, given[name].dtype)
                 copies.append(name)
             answer[name] = view
+        elif name in JACOBIANS:
+            shape = (*problem.logits.shape, problem.classes)
+            dtype = checks.matrix_dtypes(request.like.dtype)[0]
+            answer[name] = np.empty(shape, dtype) if request.out is None else request.out.reshape(shape)
         elif name in _REDUCED and problem.reduce:
             answer[name] = np.zeros(1)
         else:
@@ -517,6 +521,8 @@ def _in_callers_shape(name: str, x: Array, request: Request, given: dict[str, Ar
     problem = request.problem
     if name in _MATRICES:
         return given[name]
+    if name in JACOBIANS:
+        return x.reshape(*request.layout.rows_shape, problem.classes, problem.classes)
     if name in _REDUCED and problem.reduce:
         value = x[0] if problem.denominator else request.empty
         return checks.loss_dtype(request.like.dtype).type(value)

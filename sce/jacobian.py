@@ -1,77 +1,112 @@
 """Derivatives of softmax and log-softmax: Jacobians, and their products with a vector from either side.
 
-None of them has a kernel of its own. With Q = 1 and no target the loss is logsumexp, whose Hessian is the
-Jacobian of softmax. The gradient for a distribution v is sum(v) p - v: but for the sign, the product of v
-with the Jacobian of log-softmax.
+The products have no kernels of their own. With Q = 1 and no target the loss is logsumexp, whose Hessian is
+the Jacobian of softmax. The gradient for a distribution v is sum(v) p - v: but for the sign, the product of v
+with the Jacobian of log-softmax. A backend that forms no Jacobians is asked for those of unit vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from . import checks
-from .backend import Answer, Array
+from .backend import Answer, Array, Backend, Problem
 from .device import Place, describe, identity, maker
 from .functions import run_on_device, solve
-from .layout import on_device
-from .problem import prepare
+from .problem import Request, place_of_all, prepare
 from .select import obtain
 
-_BLOCK = 1 << 15  # numbers of a Jacobian that are worked on at once: they stay in the cache
 
+def softmax_jacobian(
+    x: Any,
+    axis: int = -1,
+    *,
+    temperature: float = 1.0,
+    out: Array | None = None,
+    backend: str | None = None,
+) -> Any:
+    """The Jacobian of softmax in every row: the derivative of each probability by each logit.
 
-def softmax_jacobian(x: Any, axis: int = -1, *, temperature: float = 1.0, backend: str | None = None) -> Any:
-    """J[..., i, j] = d softmax_i / d x_j = p_i ((i = j) - p_j) / T: the output i first, then the input j.
+    For a row of C logits, with p = softmax(x / temperature)::
 
-    The shape is that of x without `axis`, followed by (C, C); the dtype that of x. The diagonal,
-    p_i (1 - p_i) / T, is accurate where p_i is near 1, too. A row of x with NaN, +inf or nothing but -inf has
-    a Jacobian of NaN. But for rounding J is symmetric, and each row adds up to 0. For large C take
-    `softmax_vjp`, which does not form it. Errors as for `loss_and_grad`.
+        J[..., i, j] = d p_i / d x_j = p_i ((i = j) - p_j) / temperature
 
-    >>> import sce
+    J is symmetric but for rounding, and each of its rows adds up to 0. The diagonal, p_i (1 - p_i) /
+    temperature, has its relative accuracy where p_i is near 1, too: 1 - p_i is the sum of the others.
+
+    Parameters
+    ----------
+    x:
+        Floating array of logits, in nats, as in `loss_and_grad`: float16, bfloat16 (ml_dtypes), float32 or
+        float64, any number of dimensions >= 1, any strides, on the host or on a CUDA device.
+    axis:
+        The class axis, of length C.
+    temperature:
+        Positive; divides x.
+    out:
+        Where J goes: a C-contiguous array of J's shape and dtype that shares no memory with x. New memory
+        costs as much as the work.
+    backend:
+        As in `loss_and_grad`.
+
+    Returns
+    -------
+    The shape of x without `axis`, followed by (C, C): the output i first, then the input j. The dtype of x.
+    A class masked by -inf has zeros. A row with NaN, +inf or nothing but -inf has a Jacobian of NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of a wrong dtype, shape or value; the message names it and says what to do.
+    BackendError
+        If the backend that was named cannot take the call, or none can.
+
+    For large C take `softmax_jvp` or `softmax_vjp`, which do not form J: C times less memory.
+
+    Examples
+    --------
+    >>> import numpy as np, sce
     >>> sce.softmax_jacobian([0.0, 0.0])
     array([[ 0.25, -0.25],
            [-0.25,  0.25]])
+    >>> sce.softmax_jacobian(np.zeros((5, 2, 3)), axis=1).shape
+    (5, 3, 2, 2)
+
+    References
+    ----------
+    J. S. Bridle (1990), "Probabilistic interpretation of feedforward classification network outputs";
+    docs/math.md derives the formula.
     """
-    if on_device(x):
-        return _on_device(x, "hvp", axis, temperature, backend)
-    p, diagonal, found = _on_host(x, axis, temperature, backend)
-    with np.errstate(all="ignore"):  # the answer is the value, however small
-        less = p / -float(temperature)
-        for i, rows in _blocks(found):
-            np.multiply(p[i, :, None], less[i, None, :], out=rows, casting="unsafe")
-            _diagonals(rows)[...] = diagonal[i]
-    return _shaped(found, x, axis)
+    return _jacobian(x, "softmax_jacobian", "hvp", axis, temperature, out, backend)
 
 
 def log_softmax_jacobian(
-    x: Any, axis: int = -1, *, temperature: float = 1.0, backend: str | None = None
+    x: Any,
+    axis: int = -1,
+    *,
+    temperature: float = 1.0,
+    out: Array | None = None,
+    backend: str | None = None,
 ) -> Any:
-    """J[..., i, j] = d log softmax_i / d x_j = ((i = j) - p_j) / T: the output i first, then the input j.
+    """The Jacobian of log-softmax in every row: the derivative of each log-probability by each logit.
 
-    Shape, dtype and errors are those of `softmax_jacobian`. The diagonal, (1 - p_i) / T, is accurate where
-    p_i is near 1, too.
+    With p = softmax(x / temperature)::
+
+        J[..., i, j] = d log p_i / d x_j = ((i = j) - p_j) / temperature
+
+    Each of its rows adds up to 0. The diagonal has its relative accuracy where p_i is near 1, too. Arguments,
+    shapes, dtypes and errors are those of `softmax_jacobian`; a class masked by -inf has a column of zeros,
+    but for its own 1 / temperature.
 
     >>> import sce
     >>> sce.log_softmax_jacobian([0.0, -40.0])
     array([[ 4.24835426e-18, -4.24835426e-18],
            [-1.00000000e+00,  1.00000000e+00]])
     """
-    if on_device(x):
-        return _on_device(x, "grad", axis, temperature, backend)
-    p, diagonal, found = _on_host(x, axis, temperature, backend)
-    with np.errstate(all="ignore"):  # the answer is the value, however small; 0 / 0 where p is 0
-        less = p / -float(temperature)
-        # p (1 - p) knows what 1 - p is where p does not; elsewhere nothing cancels.
-        rest = np.where(p > 0.5, diagonal / p, (1 - p) / float(temperature))
-        for i, rows in _blocks(found):
-            np.copyto(rows, less[i, None, :], casting="unsafe")
-            _diagonals(rows)[...] = rest[i]
-    return _shaped(found, x, axis)
+    return _jacobian(x, "log_softmax_jacobian", "grad", axis, temperature, out, backend)
 
 
 def softmax_jvp(
@@ -174,59 +209,65 @@ def _product(
     return solve(request, obtain(request.problem, backend))[output]
 
 
-def _on_host(x: Any, axis: int, temperature: float, backend: str | None) -> tuple[Array, Array, Array]:
-    """(n, C): p, and p (1 - p) / T, out of one pass; and memory for n Jacobians.
-
-    Half types are widened first: the one rounding to them is the last.
-    """
-    x = checks.logits(x, "x")
-    wide = x.astype(np.float32) if x.dtype.itemsize == 2 else x
-    request = prepare(
-        wide, name="x", outputs=("grad", "hess_diag"), axis=axis, temperature=temperature, reduction="none"
-    )
-    problem = request.problem
-    problem = problem._replace(grad_scale=problem.temperature, hess_scale=problem.temperature)
-    values = solve(request._replace(problem=problem), obtain(problem, backend))
-    classes = problem.classes
-    p, diagonal = (np.moveaxis(values[name], axis, -1) for name in ("grad", "hess_diag"))
-    found = np.empty((problem.rows, classes, classes), x.dtype.newbyteorder("="))
-    return p.reshape(-1, classes), diagonal.reshape(-1, classes), found
+def _jacobian(
+    x: Any, output: str, product: str, axis: int, temperature: float, out: Any, backend: str | None
+) -> Any:
+    """Formed by the backend that takes its products, if it does that."""
+    place = place_of_all({"x": x, "out": out})
+    request = prepare(x, name="x", outputs=(product,), axis=axis, temperature=temperature, reduction="none")
+    into = None if out is None else _checked(out, request, place)
+    chosen = obtain(request.problem, backend)
+    if place is not None or not getattr(chosen, "takes_jacobians", False):
+        return _by_products(x, request, chosen, product, place, out, into)
+    whole = request.problem._replace(outputs=frozenset((output,)))
+    found = solve(request._replace(problem=whole, out=into), chosen)[output]
+    return found if out is None else out
 
 
-def _blocks(found: Array) -> Iterator[tuple[slice, Array]]:
-    """Some rows at a time, and their Jacobians."""
-    step = max(1, _BLOCK // (found.shape[1] * found.shape[2]))
-    for start in range(0, len(found), step):
-        i = slice(start, start + step)
-        yield i, found[i]
+def _shape(request: Request) -> tuple[int, ...]:
+    return (*request.layout.rows_shape, request.problem.classes, request.problem.classes)
 
 
-def _diagonals(found: Array) -> Array:
-    """(n, C), a view."""
-    n, classes, _ = found.shape
-    return found.reshape(n, classes * classes)[:, :: classes + 1]
+def _checked(out: Any, request: Request, place: Place | None) -> Array:
+    """`out`, or on a device what describes it."""
+    if place is not None:
+        out = describe(out, "out", place)
+    checks.out(out, _shape(request), (request.like.dtype.newbyteorder("="),))
+    if not out.flags.c_contiguous:
+        raise ValueError("out has gaps, or its axes in another order: pass a C-contiguous array.")
+    checks.overlap(out, {"x": request.like})
+    return np.asarray(out)
 
 
-def _shaped(found: Array, x: Any, axis: int) -> Array:
-    """In the caller's shape."""
-    rows = np.delete(np.shape(x), axis)
-    return found.reshape(*rows, *found.shape[1:])
-
-
-def _on_device(x: Any, output: str, axis: int, temperature: float, backend: str | None) -> Any:
+def _by_products(
+    x: Any,
+    request: Request,
+    chosen: Backend,
+    product: str,
+    place: Place | None,
+    out: Any,
+    into: Array | None,
+) -> Any:
     """A Jacobian's row is a product with a unit vector: those of all rows are one problem of N C rows.
 
     Row (n, i) has the logits of row n, by a stride of 0, and the i-th unit vector: as v of a Hessian-vector
     product, or as the distribution whose gradient is p - e_i.
     """
-    request = prepare(x, name="x", outputs=(output,), axis=axis, temperature=temperature, reduction="none")
     problem, classes = request.problem, request.problem.classes
-    chosen = obtain(problem, backend)
-    place = Place(problem.device, problem.stream, problem.wait)
-    units = identity(x, classes)
-    found = maker(x, (*request.layout.rows_shape, classes, classes), request.like.dtype)()
-    into = describe(found, "the Jacobian", place).reshape(problem.rows, classes, classes)
-    unit = describe(units, "the identity", place)
+    dtype, found = request.like.dtype.newbyteorder("="), out
+    units: Any = None  # held until the work is under way
+    if place is not None:
+        problem = problem._replace(wait=place.wait)
+        units = identity(x, classes)
+        unit = describe(units, "the identity", place)
+        if into is None:
+            found = maker(x, _shape(request), request.like.dtype)()
+            into = describe(found, "the Jacobian", place)
+    else:
+        unit = np.eye(classes, dtype=dtype)
+        if into is None:
+            found = into = np.empty(_shape(request), dtype)
+    into = into.reshape(problem.rows, classes, classes)
     outer, inner, _ = problem.logits.shape
     by_outer, by_inner, by_class = problem.logits.strides
     # Rows have two axes, and one is taken: those of x have to be one, or go one after the other.
@@ -235,10 +276,18 @@ def _on_device(x: Any, output: str, axis: int, temperature: float, backend: str 
     step = by_outer if inner == 1 else by_inner
     for part in range(steps if rows else 0):
         shape = (rows, classes, classes)
-        logits = as_strided(problem.logits[part:], shape, (step, 0, by_class))
-        vectors = as_strided(unit, shape, (0, *unit.strides))
+        logits = as_strided(problem.logits[part:], shape, (step, 0, by_class), writeable=False)
+        vectors = as_strided(unit, shape, (0, *unit.strides), writeable=False)
         of_v: dict[str, Any] = {"direction": vectors, "hess_scale": problem.temperature}
         of_y: dict[str, Any] = {"target": "distribution", "distribution": vectors, "grad_scale": -1.0}
-        one = problem._replace(rows=rows * classes, logits=logits, **(of_v if output == "hvp" else of_y))
-        run_on_device(one, Answer(**{output: into[part * rows : (part + 1) * rows]}), chosen)
+        one = problem._replace(rows=rows * classes, logits=logits, **(of_v if product == "hvp" else of_y))
+        _run(one, Answer(**{product: into[part * rows : (part + 1) * rows]}), chosen)
     return found
+
+
+def _run(problem: Problem, answer: Answer, backend: Backend) -> None:
+    if problem.on_device:
+        run_on_device(problem, answer, backend)
+        return
+    with np.errstate(all="ignore"):  # the answer is the value, however small
+        backend.run(problem, answer)

@@ -30,10 +30,10 @@ def as_host(x: Any, name: str) -> Array:
     """NumPy's view of host data, without a copy where the protocols allow it."""
     if isinstance(x, np.ndarray):
         if isinstance(x, np.ma.MaskedArray):
-            raise TypeError(
-                f"{name} is a masked array, and its mask would be lost: pass {name}.data and"
-                " exclude rows by sample_weight or ignore_index."
-            )
+            how = "pass x.data, or x.filled(-np.inf) to leave classes out"
+            if name != "x":
+                how = f"pass {name}.data and exclude rows by sample_weight or ignore_index"
+            raise TypeError(f"{name} is a masked array, and its mask would be lost: {how}.")
         # Subclasses such as np.matrix have indexing rules of their own.
         return x if type(x) is np.ndarray else x.view(np.ndarray)
     try:

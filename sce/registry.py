@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
-from .backend import Backend, BackendError, Problem
+from .backend import JACOBIANS, Backend, BackendError, Problem
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -52,6 +52,8 @@ def refuses(backend: Backend, problem: Problem) -> str | None:
     """Why it does not take the problem, or None. One that says nothing of binary problems knows none."""
     if problem.binary and not getattr(backend, "takes_binary", False):
         return "it takes no binary problems."
+    if not problem.outputs.isdisjoint(JACOBIANS) and not getattr(backend, "takes_jacobians", False):
+        return "it forms no Jacobians."
     return backend.refuses(problem)
 
 

@@ -36,6 +36,7 @@ def backend(run):
         on_device=False,
         debug=False,
         takes_binary=True,
+        takes_jacobians=True,
         refuses=lambda _: None,
         missing=lambda: None,
         run=run,
@@ -514,6 +515,39 @@ def log_softmax_along_v_around_the_plain_mean(problem, answer):
     if answer.log_softmax_jvp is not None:
         v = problem.direction.astype(np.float64)
         answer.log_softmax_jvp[...] = (v - v.mean(axis=-1, keepdims=True)) / problem.temperature
+
+
+@mistake("Jacobians")
+@after
+def jacobian_with_one_minus_p_as_a_difference(problem, answer):
+    if answer.log_softmax_jacobian is not None:
+        found = answer.log_softmax_jacobian
+        k = np.arange(problem.classes)
+        p = -np.roll(found, 1, axis=-2)[..., k, k].astype(np.float64) * problem.temperature
+        if problem.classes > 1:
+            found[..., k, k] = (1 - p) / problem.temperature
+
+
+@mistake("Jacobians")
+@after
+def jacobian_of_log_softmax_turned(problem, answer):
+    if answer.log_softmax_jacobian is not None:
+        answer.log_softmax_jacobian[...] = answer.log_softmax_jacobian.swapaxes(-1, -2).copy()
+
+
+@mistake("Jacobians")
+@after
+def jacobian_without_the_temperature(problem, answer):
+    for found in (answer.softmax_jacobian, answer.log_softmax_jacobian):
+        if found is not None:
+            found[...] = found * problem.temperature
+
+
+@mistake("Jacobians")
+@after
+def jacobian_that_ends_in_a_whole_vector(problem, answer):
+    if answer.softmax_jacobian is not None and problem.classes % 8 and problem.classes > 8:
+        answer.softmax_jacobian[..., -1, problem.classes // 8 * 8 + 1 :] = 0
 
 
 @mistake("options")

@@ -14,7 +14,7 @@ from sce.problem import prepare
 
 pytest.importorskip("numba", reason="the cpu backend needs numba: pip install 'sce[cpu]'")
 pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes: pip install 'sce[bfloat16]'")
-from sce_backends.cpu import plan
+from sce_backends.cpu import jacobian, plan
 
 LINE = 64
 LGH = ("loss", "grad", "hess_diag")
@@ -25,6 +25,7 @@ def stores(request, monkeypatch):
     """What goes past the caches is written by other instructions; small matrices stand for it here."""
     if request.param == "streaming":
         monkeypatch.setattr(plan, "_PAST_CACHES", 0)
+        monkeypatch.setattr(jacobian, "_PAST_CACHES", 0)
 
 
 def some(n, c, dtype="float32", seed=0):
@@ -62,8 +63,11 @@ def test_which_kernel_for_the_diagonal(c, options, expected):
     [
         (3, {}, "columns"),
         (3, {"label_smoothing": 0.1, "class_weight": np.ones(3), "dtype": np.float64}, "columns"),
-        (2000, {}, "columns"),
-        (3000, {}, "rows"),
+        (65, {}, "along"),
+        (65, {"temperature": 0.5, "sample_weight": np.ones(4)}, "along"),
+        (3, {"temperature": 1e30}, "along"),
+        (2000, {"logit_bias": np.ones(2000)}, "columns"),
+        (3000, {"logit_bias": np.ones(3000)}, "rows"),
         (3, {"of_v": np.float64}, "rows"),
         (3, {"z_loss": 0.1}, "rows"),
         (3, {"softcap": 9.0}, "rows"),
@@ -155,3 +159,31 @@ def test_any_number_of_threads_gives_the_same_bits(stores):
             want = (*sce.loss_grad_hess(x, y, backend="cpu"), sce.hvp(x, y, v, backend="cpu"))
         got = (*sce.loss_grad_hess(x, y, backend="cpu"), sce.hvp(x, y, v, backend="cpu"))
         assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_jacobians_of_every_number_of_classes(dtype, stores):
+    for c in range(1, 70):
+        x = some(19, c, dtype)[0]
+        for name in ("softmax_jacobian", "log_softmax_jacobian"):
+            conforms([Case("", f"{dtype} {c} classes, {name}", x, None, {}, (name,), function=name)])
+
+
+@pytest.mark.parametrize(("c", "dtype"), [(3, "float32"), (16, "float64"), (17, "float16"), (400, "float32")])
+def test_nothing_beside_the_jacobian_is_written(c, dtype, stores):
+    x = some(21 if c < 100 else 2, c, dtype)[0]
+    want = sce.softmax_jacobian(x, backend="cpu")
+    for at in range(0, LINE, x.itemsize):
+        memory = lines(2 * LINE + want.nbytes)
+        right = memory.copy()
+        np.ndarray(want.shape, want.dtype, right, at)[...] = want
+        sce.softmax_jacobian(x, out=np.ndarray(want.shape, want.dtype, memory, at), backend="cpu")
+        assert (memory == right).all(), at
+
+
+@pytest.mark.parametrize(("n", "c"), [(60_000, 3), (900, 40), (3, 1000)])
+def test_jacobians_have_the_same_bits_for_any_number_of_threads(n, c, stores):
+    x = some(n, c)[0]
+    with sce.threads(1):
+        want = sce.softmax_jacobian(x, backend="cpu")
+    assert np.array_equal(sce.softmax_jacobian(x, backend="cpu"), want)

@@ -263,6 +263,9 @@ def test_jacobians(name, shape, axis):
     want = getattr(sce, name)(x.astype("f8"), backend="reference", **options)
     assert isinstance(got, Placed)
     assert got.memory.shape == want.shape
+    out = placed(np.zeros(want.shape, "f4"))
+    assert getattr(sce, name)(placed(x), out=out, backend=PLACED, **options) is out
+    assert out.memory.tobytes() == got.memory.tobytes()
     np.testing.assert_allclose(
         got.memory, want, rtol=5e-6, atol=1e-43
     )  # some are below float32's normal numbers

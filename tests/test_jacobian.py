@@ -39,6 +39,25 @@ def test_every_entry_is_relatively_accurate(dtype, temperature, backend):
             np.testing.assert_allclose(mine, theirs, rtol=12 * info.eps, atol=2 * info.smallest_subnormal)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    "row", [[50.0, 0.0, 0.0], [1000.0, 0.0], [88.7, -88.7, 0.0], [0.0] * 20 + [40.0], [300.0, 0.0, 299.5]]
+)
+def test_sure_rows(dtype, row, backend):
+    """1 - p to a few ulp where p rounds to 1: in the Jacobians' diagonals, and in the Hessian's."""
+    x = np.array(row, dtype)
+    plain, of_log = exact(x, 1.0)
+    info = np.finfo(dtype)
+    near = {"rtol": 4 * info.eps, "atol": 2 * info.smallest_subnormal}
+    if dtype is np.float32:
+        near["atol"] = info.smallest_normal  # what is below may be flushed
+    np.testing.assert_allclose(sce.softmax_jacobian(x, backend=backend), plain, **near)
+    np.testing.assert_allclose(sce.log_softmax_jacobian(x, backend=backend), of_log, **near)
+    for y in range(x.size):
+        hess = sce.loss_grad_hess(x, y, backend=backend)[2]
+        np.testing.assert_allclose(hess, np.diag(plain), **near)
+
+
 def test_one_jacobian_in_float16_is_rounded_once():
     x = rng.normal(size=(50, 7)).astype(np.float16)
     j = sce.softmax_jacobian(x, backend="reference")
@@ -92,6 +111,57 @@ def test_any_size(classes, rows, backend):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-8)
     of_log = sce.log_softmax_jacobian(x, backend=backend)
     np.testing.assert_allclose(of_log, np.eye(classes) - p[:, None, :], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("function", [sce.softmax_jacobian, sce.log_softmax_jacobian])
+def test_into_memory_that_exists(function, backend):
+    x = rng.normal(size=(4, 5, 3)).astype(np.float32)
+    out = np.full((4, 3, 5, 5), 7, np.float32)
+    assert function(x, 1, out=out, backend=backend) is out
+    assert (out == function(x, 1, backend=backend)).all()
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "words"),
+    [
+        (np.empty((2, 3, 3), np.float32), TypeError, "out has dtype float32"),
+        (np.empty((2, 3)), ValueError, r"out has shape \(2, 3\); it must have \(2, 3, 3\)"),
+        (np.empty((2, 3, 6))[..., ::2], ValueError, "out has gaps"),
+        (np.empty((3, 3, 2)).T, ValueError, "out has gaps"),
+        ([0.0], TypeError, "out must be a NumPy array"),
+        (np.broadcast_to(0.0, (2, 3, 3)), ValueError, "out is read-only"),
+    ],
+)
+def test_out_of_another_kind(out, error, words):
+    with pytest.raises(error, match=words):
+        sce.softmax_jacobian(np.zeros((2, 3)), out=out)
+
+
+def test_the_jacobian_may_not_lie_over_the_logits():
+    memory = np.zeros(18)
+    with pytest.raises(ValueError, match="out overlaps x"):
+        sce.softmax_jacobian(memory[:6].reshape(2, 3), out=memory.reshape(2, 3, 3))
+
+
+@pytest.mark.parametrize("function", [sce.softmax, sce.softmax_jacobian, sce.log_softmax_jacobian])
+def test_advice_about_masked_arrays(function):
+    with pytest.raises(TypeError, match=r"x is a masked array.*x\.filled\(-np\.inf\) to leave classes out"):
+        function(np.ma.masked_array([0.0, 1.0], [True, False]))
+
+
+def test_a_backend_without_jacobians_is_asked_for_products(monkeypatch):
+    from sce import registry
+
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    want = sce.softmax_jacobian(x, backend="reference"), sce.log_softmax_jacobian(x, backend="reference")
+    module = registry.load("reference")
+    monkeypatch.setattr(module, "takes_jacobians", False)
+    for function, expected in zip((sce.softmax_jacobian, sce.log_softmax_jacobian), want, strict=True):
+        out = np.empty((3, 4, 4), np.float32)
+        got = function(x, backend="reference")
+        assert function(x, backend="reference", out=out) is out
+        assert (got == out).all()
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_masked_classes_and_rows_without_an_answer(backend):

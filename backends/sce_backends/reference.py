@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sce.backend import Answer, Array, Problem
+from sce.backend import JACOBIANS, Answer, Array, Problem
 
 on_device: bool = False
 debug: bool = False
 takes_binary: bool = True
+takes_jacobians: bool = True
 
 _BLOCK = 1 << 18  # elements worked on at once: temporaries that stay in the cache
 
@@ -35,8 +36,9 @@ def missing() -> str | None:
 @np.errstate(all="ignore")  # NaN and infinities in a row are that row's answer, not a warning
 def run(problem: Problem, answer: Answer) -> None:
     outer, inner, classes = problem.logits.shape
-    step = max(1, _BLOCK // (classes * inner))
-    wide = max(1, _BLOCK // classes)
+    per_row = classes if problem.outputs.isdisjoint(JACOBIANS) else classes**2
+    step = max(1, _BLOCK // (per_row * inner))
+    wide = max(1, _BLOCK // per_row)
     sums = {"loss": 0.0, "z_loss": 0.0}
     row = np.arange(outer * inner).reshape(outer, inner)
     for a in range(0, outer, step):
@@ -48,7 +50,7 @@ def run(problem: Problem, answer: Answer) -> None:
                 into: Any = getattr(answer, name)
                 if name in sums and problem.reduce:
                     sums[name] += got.sum()
-                elif into.ndim == 3:
+                elif into.ndim >= 3:
                     into[tile] = got.reshape(into[tile].shape).astype(into.dtype)
                 else:
                     into[rows] = got
@@ -65,7 +67,7 @@ def _outputs(problem: Problem, tile: tuple[slice, slice], rows: Array) -> dict[s
     target = _target(problem, tile, rows, x)
     counted, known, s = _scales(problem, rows, target.label, x)
     st = _statistics(z, target)
-    lam = problem.z_loss
+    lam, t = problem.z_loss, x.dtype.type(problem.temperature)
     wanted = problem.outputs
     out = {}
 
@@ -82,25 +84,33 @@ def _outputs(problem: Problem, tile: tuple[slice, slice], rows: Array) -> dict[s
         others = target.spare + _sum_of_others(target.q, st.pivots)
         dz = others * st.p - target.q * st.one_minus_p + z_slope * st.p
         if "grad" in wanted:
-            out["grad"] = _by_row(s, problem.grad_scale * (dz * slope), known)
+            out["grad"] = _by_row(s, problem.grad_scale * (dz * slope / t), known)
         front = target.spare + target.q.sum(axis=1, keepdims=True) + z_slope
         if "hess_diag" in wanted:
             d2z = front * st.p * st.one_minus_p + 2 * lam * st.p**2
-            hess = _by_row(s, problem.hess_scale * (d2z * slope**2 + dz * curve), known)
+            # One factor after the other: the square of an extreme temperature is beyond float64.
+            hess = _by_row(s, (d2z * slope**2 + dz * curve) / t * problem.hess_scale / t, known)
             if problem.hess_min is not None:
                 hess = np.where((s == 0)[:, None], hess, np.maximum(hess, problem.hess_min))
             out["hess_diag"] = hess
     if problem.direction is not None:
         v = _wide(problem.direction[tile], problem.classes).astype(x.dtype)
-        flat = problem.softcap is None  # then the slope is a number, and left to the end: it cannot cancel
+        flat = problem.softcap is None
         centred, mean = _centred(v if flat else slope * v, st)
         if "hvp" in wanted:
             along = front * st.p * centred + 2 * lam * st.p * mean
-            along = along * slope**2 if flat else along * slope + dz * curve * v
-            out["hvp"] = _by_row(s, problem.hess_scale * along, known)
+            along = along if flat else along * slope + dz * curve * v
+            out["hvp"] = _by_row(s, along / t * problem.hess_scale / t, known)
         if "log_softmax_jvp" in wanted:
-            out["log_softmax_jvp"] = centred * slope if flat else centred
+            out["log_softmax_jvp"] = centred / t
 
+    if not wanted.isdisjoint(JACOBIANS):
+        i = np.arange(problem.classes)
+        of_log = np.repeat(-st.p[:, None, :], problem.classes, axis=1)
+        of_log[:, i, i] = st.one_minus_p
+        out["log_softmax_jacobian"] = of_log / t
+        out["softmax_jacobian"] = st.p[:, :, None] * of_log / t
+        out = {name: x for name, x in out.items() if name in wanted}
     if "lse" in wanted:
         out["lse"] = st.lse
     if "log_softmax" in wanted:
@@ -148,7 +158,7 @@ def _binary(problem: Problem, tile: tuple[slice, slice]) -> dict[str, Array]:
     costs = np.stack([np.log1p(e) + np.maximum(z, 0), np.log1p(e) + np.maximum(-z, 0)], axis=1)
     loss = _dot(np.stack([q0, q1], axis=1), costs)
     grad = problem.grad_scale * (q0 * p - q1 * not_p) / t
-    hess = problem.hess_scale * (q0 + q1) * p * not_p / t**2
+    hess = problem.hess_scale * (q0 + q1) * p * not_p / t / t
     out = {"loss": loss, "grad": grad, "hess_diag": hess}
     out = {name: _by_row(s, np.where(known, out[name], np.nan)) for name in problem.outputs}
     if "hess_diag" in out and problem.hess_min is not None:
@@ -158,8 +168,8 @@ def _binary(problem: Problem, tile: tuple[slice, slice]) -> dict[str, Array]:
 
 class _Transformed(NamedTuple):
     z: Array
-    slope: Array | float  # dz/dx
-    curve: Array | float  # d2z/dx2
+    slope: Array | float  # of z by x / T: the first derivative. The factors 1 / T come last
+    curve: Array | float  # and the second
 
 
 def _transform(problem: Problem, x: Array) -> _Transformed:
@@ -168,13 +178,13 @@ def _transform(problem: Problem, x: Array) -> _Transformed:
     t = real(problem.temperature)
     bias = 0.0 if problem.logit_bias is None else problem.logit_bias
     if problem.softcap is None:
-        return _Transformed(x / t + bias, 1 / t, 0.0)
+        return _Transformed(x / t + bias, 1.0, 0.0)
     cap = real(problem.softcap)
     u = x / t / cap
     tanh = np.tanh(u)
     sech2 = 1 / np.cosh(u) ** 2  # 1 - tanh^2 without the cancellation
     z = np.where(np.isinf(x), x, cap * tanh) + bias
-    return _Transformed(z, sech2 / t, -2 * tanh * sech2 / (t * t * cap))
+    return _Transformed(z, sech2, -2 * tanh * sech2 / cap)
 
 
 class _Target(NamedTuple):

@@ -25,7 +25,8 @@ One NumPy .npz archive for each case. A case gives an input and, for each output
 an answer may be from it. Arrays are contiguous, in native byte order; layouts are left to the reader.
 
 case               JSON text: "group", "name"; "function" (evaluate, softmax, log_softmax, logsumexp,
-                   loss_grad_hess, hvp, softmax_jvp, log_softmax_jvp, log_softmax_vjp;
+                   loss_grad_hess, hvp, softmax_jvp, log_softmax_jvp, log_softmax_vjp,
+                   softmax_jacobian, log_softmax_jacobian;
                    binary: sce.binary_loss_grad_hess, whose target is shaped like the logits);
                    "options" (numbers and words as sce.evaluate takes them; arrays are in this archive);
                    "outputs" (names); "dtypes" (array or output: dtype); "out" (where the gradient goes:

@@ -6,7 +6,8 @@ K, in ulp:             loss   grad   hess_diag   hvp   log_softmax_jvp   others
     float32               2      3          3      5                 3        3
     float64               3      4          8     16                12        4
     A rounded float64 result has 0.5. In float64 they are sums and products of correctly rounded terms, and
-    p (1 - p) is two of the gradient's. What the products with v pay for is in docs/math.md.
+    p (1 - p) is two of the gradient's; so is a Jacobian's p_i p_j, which has the K of hess_diag. What the
+    products with v pay for is in docs/math.md.
     float16, bfloat16: the float32 bound, then one rounding: 0.5 ulp of the half type at the exact value.
 
 **Scale.** The sum of the magnitudes of the terms the value consists of, in the form without cancellation.
@@ -25,6 +26,7 @@ docs/math.md:
     log_softmax_jvp  D_k = sum_j p_j |w_k - w_j|, w = slope v
     hvp            |s| slope ((sum |q| + 2 lam (|m| + log S)) p_k D_k + 2 lam p_k sum_j p_j |w_j|)
                    + |curve v_k| * (scale of the gradient in z)
+    the Jacobians  the value itself
 
 For an index target without options the scale of loss, gradient and Hessian *is* the value: nothing cancels
 when 1 - p is summed from the other classes and the loss is log1p of that sum. Smoothing, distributions,
@@ -59,7 +61,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sce.backend import Array, Problem
+from sce.backend import JACOBIANS, Array, Problem
 
 from .elements import Elements, elements, of_element
 from .magnitudes import Rows, along, dot, magnitudes, spread, uncounted
@@ -67,7 +69,8 @@ from .rounding import rounding_of_z
 
 _K = {
     "float32": {"loss": 2.0, "grad": 3.0, "hvp": 5.0},
-    "float64": {"loss": 3.0, "grad": 4.0, "hess_diag": 8.0, "hvp": 16.0, "log_softmax_jvp": 12.0},
+    "float64": {"loss": 3.0, "grad": 4.0, "hess_diag": 8.0, "hvp": 16.0, "log_softmax_jvp": 12.0}
+    | dict.fromkeys(JACOBIANS, 8.0),
 }
 _K_OTHERS = {"float32": 3.0, "float64": 4.0}
 # Bits of the fraction, exponent of the smallest normal number.
@@ -151,6 +154,8 @@ def _scale(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array, Array
     s, p, lam, flushed = rows.s, rows.p, problem.z_loss, rows.flushed
     z_loss = s * lam * np.abs(rows.lse) * rows.level if lam else 0 * s
     front, never = rows.front, np.zeros(problem.rows, bool)
+    if name in JACOBIANS:
+        return _scale_of_jacobian(rows, name)
     if name in ALONG:
         return _scale_along(problem, rows, name)
     if name in ("grad", "hess_diag"):
@@ -180,9 +185,28 @@ def _matrix_scale(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array
         by = np.abs(problem.grad_scale) * s * slope
         return by * dz, by * front, by * dz_lost, gone
     s = np.abs(problem.hess_scale) * s
-    lost = front * (p * flushed + rows.tail) * slope**2 + dz_lost * rows.curve
-    scale = s * (rows.d2z * slope**2 + dz * rows.curve)
-    return scale, s * front * (slope**2 + rows.curve), s * lost, gone
+    # First, because the square of an extreme slope is beyond float64.
+    by, curve = s * slope, s / problem.temperature * rows.curve
+    lost = front * (p * flushed + rows.tail) * by * slope + dz_lost * curve
+    scale = rows.d2z * by * slope + dz * curve
+    return scale, front * (by * slope + curve), lost, gone
+
+
+def _scale_of_jacobian(rows: Rows, name: str) -> tuple[Array, Array, Array, Array]:
+    """The same for Jacobians, per element [i, j]."""
+    slope, flushed, never = (
+        rows.slope[:, None, :],
+        rows.flushed[:, None, None],
+        (rows.p == 0) & np.isinf(rows.depth),
+    )
+    diagonal = np.eye(rows.p.shape[1], dtype=bool)
+    scale = np.where(diagonal, rows.rest[:, None, :], rows.p[:, None, :])
+    lost = np.where(diagonal, flushed, rows.tail[:, None, :])
+    zero = never[:, None, :] & ~diagonal
+    if name == "softmax_jacobian":
+        p, tail = rows.p[:, :, None], rows.tail[:, :, None]
+        scale, lost, zero = p * scale, p * lost + tail * scale, zero | never[:, :, None]
+    return slope * scale, slope + 0 * scale, slope * lost, zero
 
 
 def _scale_along(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array, Array, Array]:
@@ -193,10 +217,10 @@ def _scale_along(problem: Problem, rows: Rows, name: str) -> tuple[Array, Array,
     if name == "log_softmax_jvp":
         return spreads, 1 + 0 * p, lost, np.zeros(p.shape, bool)
     s, front, q = np.abs(problem.hess_scale) * rows.s[:, None], rows.front[:, None], rows.q
-    bent = rows.curve * v
+    by, bent = s * slope, s * (rows.curve * v) / problem.temperature
     gone = rows.left_out[:, None] | ((p == 0) & np.isinf(rows.depth) & (q == 0))
     of_mean = lam2 * (tail * mean + p * dot(tail, np.abs(w))[:, None])
-    lost = slope * (front * (tail * spreads + p * lost) + of_mean)
+    lost = by * (front * (tail * spreads + p * lost) + of_mean)
     lost = lost + bent * (q * rows.flushed[:, None] + front * tail)
-    scale = slope * p * (front * spreads + lam2 * mean) + bent * rows.dz
-    return s * scale, s * front * (slope * spreads + bent), s * lost, gone
+    scale = by * p * (front * spreads + lam2 * mean) + bent * rows.dz
+    return scale, front * (by * spreads + bent), lost, gone

@@ -30,6 +30,8 @@ FUNCTIONS = {
     "softmax_jvp": ("hvp",),
     "log_softmax_jvp": ("log_softmax_jvp",),
     "log_softmax_vjp": ("grad",),
+    "softmax_jacobian": ("softmax_jacobian",),
+    "log_softmax_jacobian": ("log_softmax_jacobian",),
     "binary": ("loss", "grad", "hess_diag"),
 }
 OUTS = (None, "own", "in place", "float32", "strided", "over v")

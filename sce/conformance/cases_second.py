@@ -41,6 +41,7 @@ def second(others: Iterable[Case]) -> Iterator[Case]:
         yield from _uniform(dtype)
         yield from _crowds(dtype)
         yield from _alone(dtype)
+        yield from _extreme(dtype)
 
 
 def _twins(others: Iterable[Case]) -> Iterator[Case]:
@@ -210,6 +211,34 @@ def _alone(dtype: str) -> Iterator[Case]:
     options = {"reduction": "none", "v": cast(v, dtype)}
     exact = (Exact("hvp", ..., column),)
     yield _case("edges", f"{dtype} one class along v", dtype, x, np.zeros(3, int), options, exact)
+
+
+def _extreme(dtype: str) -> Iterator[Case]:
+    """Temperatures whose square is beyond the dtype, and v whose squares are."""
+    size = 1e200 if dtype == "float64" else 1e25 if dtype in ("float32", "bfloat16") else 50.0
+    for classes in (4, 70, 2_100):
+        rng = data.generator(f"{dtype} extreme second derivatives of {classes} classes")
+        x, y = data.normal(rng, 6, classes), data.index(rng, 6, classes)
+        v = _directions(rng, (6, classes))
+        x[0, y[0]] += 40
+        for t in (size, 1 / size):
+            for softcap in (None, 5.0):
+                more = "" if softcap is None else ", soft cap"
+                title = f"{dtype} {classes} classes at temperature {t:g}{more}"
+                options = {"reduction": "none", "temperature": t, "softcap": softcap}
+                scaled = x * t
+                yield _case("limits", title, dtype, scaled, y, {**options, "hess_scale": t, "hess_min": None})
+                along = cast(v * t, dtype)  # the product has one factor 1 / T left
+                yield _case("limits", title, dtype, scaled, y, {**options, "v": along})
+        for large in (1e-200, 1e200) if dtype == "float64" else ():
+            # The first class is unlikely, its v far from the mean: whoever centres there loses eight digits.
+            far, of_far = rng.normal(size=x.shape), v.copy()
+            far[:, 0], of_far[:, 0] = -40, 1e8
+            title = f"{dtype} {classes} classes along v of {large:g}"
+            yield _case("limits", title, dtype, far, y, {"reduction": "none", "v": of_far * large})
+        options = {"v": cast(v, dtype), "temperature": 1 / size}
+        title = f"{dtype} {classes} classes at temperature {1 / size:g}"
+        yield _case("limits", title, dtype, x / size, None, options, (), "softmax_jvp")
 
 
 def _case(

@@ -7,6 +7,7 @@ from .cases_accuracy import accuracy
 from .cases_binary import binary
 from .cases_crossed import crossed
 from .cases_edges import edges
+from .cases_jacobians import jacobians
 from .cases_layouts import layouts
 from .cases_limits import limits
 from .cases_options import options
@@ -17,7 +18,7 @@ from .cases_shapes import shapes
 def cases() -> tuple[Case, ...]:
     """Every case: the same ones, with the same values, on every machine."""
     found = (*shapes(), *layouts(), *options(), *crossed(), *edges(), *limits(), *accuracy(), *binary())
-    found += tuple(second(found))
+    found += (*second(found), *jacobians())
     if len({case.name for case in found}) < len(found):
         raise RuntimeError("two conformance cases have one name.")
     return found

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sce import checks, registry
-from sce.backend import Answer, Array
+from sce.backend import JACOBIANS, Answer, Array
 from sce.problem import Request
 
 from .bounds import Bound, bounds
@@ -47,7 +47,7 @@ def output_dtype(request: Request, name: str) -> np.dtype[Any]:
     """The dtype that the contract gives this output in the caller's hands."""
     if name in ("argmax", "correct"):
         return np.dtype(np.int64 if name == "argmax" else np.bool_)
-    if name not in MATRICES:
+    if name not in MATRICES + JACOBIANS:
         return checks.loss_dtype(request.like.dtype)
     if request.out is not None and name != "hess_diag":
         return request.out.dtype
@@ -62,6 +62,7 @@ def _canonical(request: Request) -> dict[str, Array]:
     for name in problem.outputs:
         total = problem.reduce and name in REDUCED
         size = shape if name in MATRICES else (1 if total else n,)
+        size = (*shape, problem.classes) if name in JACOBIANS else size
         dtype = output_dtype(request, name) if name in ("argmax", "correct") else wide
         arrays[name] = np.zeros(size, dtype)
     if n:
@@ -72,8 +73,10 @@ def _canonical(request: Request) -> dict[str, Array]:
             direction=None if v is None else v.astype(wide),
         )
         registry.load("reference").run(problem, Answer(**arrays))
-    rows = (n, problem.classes)
-    return {name: x.reshape(rows) if name in MATRICES else x for name, x in arrays.items()}
+    sizes = dict.fromkeys(MATRICES, (n, problem.classes)) | dict.fromkeys(
+        JACOBIANS, (n, *[problem.classes] * 2)
+    )
+    return {name: x.reshape(sizes.get(name, x.shape)) for name, x in arrays.items()}
 
 
 def _shaped(request: Request, name: str, x: Array) -> Array:
@@ -84,4 +87,6 @@ def _shaped(request: Request, name: str, x: Array) -> Array:
         return given
     if request.problem.reduce and name in REDUCED:
         return x[0, ...]
+    if name in JACOBIANS:
+        return x.reshape(*request.layout.rows_shape, *x.shape[1:])
     return x.reshape(request.layout.rows_shape)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sce.backend import Answer, Array, Backend, Problem
+from sce.backend import JACOBIANS, Answer, Array, Backend, Problem
 from sce.problem import Request
 
 from .case import MATRICES, POISON, Case, poisoned
@@ -72,15 +72,20 @@ def _split(backend: Backend, case: Case, full: dict[str, Array]) -> Findings:
         rows = tile[1]
     problem = _part(part.problem, tile, rows)
     names = [name for name in some if not (problem.reduce and name in REDUCED)]
-    pieces = {name: some[name][tile if name in MATRICES else rows] for name in names}
+    pieces = {name: some[name][_of(name, tile, rows)] for name in names}
     totals = {name: some[name] for name in some if name not in names}
     with np.errstate(all="ignore"):
         backend.run(problem, Answer(**pieces, **totals))
     return [
         (name, f"differs when rows {rows.start} to {rows.stop - 1} run without the others.")
         for name in names
-        if not same_bits(pieces[name], full[name][tile if name in MATRICES else rows])
+        if not same_bits(pieces[name], full[name][_of(name, tile, rows)])
     ]
+
+
+def _of(name: str, tile: tuple[slice, slice], rows: slice) -> Any:
+    """Where an output has these rows."""
+    return tile if name in MATRICES + JACOBIANS else rows
 
 
 def _part(problem: Problem, tile: tuple[slice, slice], rows: slice) -> Problem:
@@ -113,6 +118,9 @@ def _allocate(request: Request) -> tuple[dict[str, Array], dict[str, Array]]:
     canonical: dict[str, Array] = {}
     for name in problem.outputs:
         dtype = output_dtype(request, name)
+        if name in JACOBIANS:
+            canonical[name] = poisoned((*problem.logits.shape, problem.classes), dtype)
+            continue
         if name not in MATRICES:
             total = problem.reduce and name in REDUCED
             canonical[name] = poisoned(
@@ -136,6 +144,8 @@ def _returned(request: Request, name: str, given: dict[str, Array], x: Array) ->
         if not np.may_share_memory(x, given[name]):
             request.layout.write(x, given[name])
         return given[name]
+    if name in JACOBIANS:
+        return x.reshape(*request.layout.rows_shape, *x.shape[2:])
     if problem.reduce and name in REDUCED:
         return output_dtype(request, name).type(x[0] if problem.denominator else request.empty)
     return x.reshape(request.layout.rows_shape)

@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     dz: Array  # the scale of the gradient in z, without s
     d2z: Array  # the scale of the Hessian in z, without s
     slope: Array
-    curve: Array
+    curve: Array  # T d2z/dx2
     stretch: Array  # |x| / (T cap), or 0
     scaled: Array  # |x / T|, or what the cap makes of it; 0 where that is infinite or NaN
     z: Array  # |z|, likewise
@@ -48,7 +48,7 @@ def magnitudes(problem: Problem) -> Rows:
     if cap is not None:
         stretch = np.where(np.isfinite(x), np.abs(v / cap), 0)
         slope = np.cosh(v / cap) ** -2 / problem.temperature
-        curve = np.abs(2 * np.tanh(v / cap) * slope / (problem.temperature * cap))
+        curve = np.abs(2 * np.tanh(v / cap) * slope / cap)
         v = np.where(np.isinf(x), x, cap * np.tanh(v / cap))
     z = v + bias
     top = z.max(axis=1, initial=-np.inf)

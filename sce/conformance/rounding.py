@@ -26,6 +26,8 @@ and, with nlp, q, s, slope, curve and the scales of bounds.py,
     hess_diag    |s| slope^2 (d2z + 2 bent h) + |s curve| (dz + 2 bent g), h the scale of the Hessian in z
     log_softmax_jvp  d_k = (off_k + common) D_k + sum_j p_j own_j |w_k - w_j| + turn_k, where turn_k is off_k
                  with bent |w| in place of own: what the rounded slopes add
+    Jacobians    of log-softmax slope p_j off_j; of softmax slope p_i p_j (off_i + off_j), and slope p_i off_i
+                 on the diagonal
     hvp          |s| slope (sum |q| + 2 lam (|m| + log S)) p_k (d_k + (off_k + bent) D_k)
                  + |s| slope 2 lam p_k (common D_k + (off_k + bent + common) sum_j p_j |w_j|
                                         + sum_j p_j (own_j + bent) |w_j|)
@@ -40,7 +42,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sce.backend import Array, Problem
+from sce.backend import JACOBIANS, Array, Problem
 
 from .magnitudes import Rows, along, dot, spread
 
@@ -85,6 +87,14 @@ def _shift(
 ) -> Array:
     s, p, lam = rows.s, rows.p, problem.z_loss
     of_lam = 2 * lam * np.abs(rows.lse) if lam else 0 * s  # an infinite lse times 0
+    if name in JACOBIANS:
+        turned = (rows.slope * p * off)[:, None, :]
+        if name == "log_softmax_jacobian":
+            return np.asarray(np.broadcast_to(turned, (len(p), *p.shape[1:] * 2)))
+        shift = p[:, :, None] * (turned + rows.slope[:, None, :] * p[:, None, :] * off[:, :, None])
+        i = np.arange(p.shape[1])
+        shift[:, i, i] = turned[:, 0]
+        return np.asarray(shift)
     if name in ("hvp", "log_softmax_jvp"):
         return _shift_along(problem, rows, name, own, bent, common, off)
     if name == "lse":
@@ -106,7 +116,8 @@ def _shift(
         return np.asarray(np.abs(problem.grad_scale) * s[:, None] * rows.slope * (dz + bent * rows.dz))
     s = np.abs(problem.hess_scale) * s
     d2z = (rows.front[:, None] + 4 * lam) * p * off + of_lse + 2 * bent * rows.d2z
-    return np.asarray(s[:, None] * (rows.slope**2 * d2z + rows.curve * (dz + 2 * bent * rows.dz)))
+    by, curve = s[:, None] * rows.slope, s[:, None] / problem.temperature * rows.curve
+    return np.asarray(by * rows.slope * d2z + curve * (dz + 2 * bent * rows.dz))
 
 
 def _shift_along(
@@ -122,4 +133,5 @@ def _shift_along(
     along_z = rows.front[:, None] * (centred + (off + bent) * spreads) + lam2 * (common * spreads + of_mean)
     of_lse = lam2 * np.abs(rows.lse) if lam2 else 0 * rows.mass  # an infinite lse times 0
     dz = (rows.mass + of_lse)[:, None] * p * off + lam2 * p * common
-    return np.asarray(s * (rows.slope * p * along_z + rows.curve * v * (dz + 2 * bent * rows.dz)))
+    bent_z = s * (rows.curve * v) / problem.temperature * (dz + 2 * bent * rows.dz)
+    return np.asarray(s * rows.slope * p * along_z + bent_z)

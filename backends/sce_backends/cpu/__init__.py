@@ -8,6 +8,8 @@ tiles.py, distributions.py, columns.py, pieces.py   the kernels for most calls, 
              temperature and bias
 simd.py      what a vector is; vector_math.py: exp, log and max; memory.py: rows by address, half types
 binary.py, logistic.py    problems of one logit per element, and their kernel
+along.py                  products with a vector; exponentials.py: a row's exponentials in float64
+jacobian.py, outer.py     Jacobians, and their kernel
 threads.py   who computes; cache.py: where compiled kernels are kept
 """
 
@@ -16,11 +18,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from sce.backend import DTYPES, Answer, Problem
+from sce.backend import DTYPES, JACOBIANS, Answer, Problem
 
 on_device: bool = False
 debug: bool = False
 takes_binary: bool = True
+takes_jacobians: bool = True
 
 
 def refuses(problem: Problem) -> str | None:
@@ -56,6 +59,8 @@ def info() -> dict[str, str]:
 def run(problem: Problem, answer: Answer) -> None:
     if problem.binary:
         from .binary import execute
+    elif not problem.outputs.isdisjoint(JACOBIANS):
+        from .jacobian import execute
     else:
         from .execute import execute
     execute(problem, answer)

@@ -552,11 +552,12 @@ def _put_pivot(one: Any, x: Any, v: Any, column: Any, n: Any, cell: Any) -> Any:
         for at in range(0, n * column, column):
             mean = fused(load(1.0, x + at, 1.0), load(1.0, v + at, 1.0), mean)
         mean = mean / total
-        m, top, top_m = load(1.0, v, 1.0), splat(0.0), splat(0.0)
+        m, least, top, top_m = splat(0.0), splat(np.inf), splat(0.0), splat(0.0)
         for at in range(0, n * column, column):  # the nearest to the mean, and that of the maximum
             e, v_k = load(1.0, x + at, 1.0), load(1.0, v + at, 1.0)
-            near, far = v_k - mean, m - mean
-            m = select(near * near < far * far, v_k, m)
+            gap = v_k - mean
+            gap = select(gap < 0.0, -gap, gap)  # not squared: that of a small one is 0
+            least, m = select(gap < least, gap, least), select(gap < least, v_k, m)
             above = e > top
             top, top_m = select(above, e, top), select(above, v_k, top_m)
         m = select(top + top < total, m, top_m)

@@ -2,7 +2,7 @@
 
 Arguments: z (n,) the transformed logits and lo (n,) the part of them that z's dtype cannot hold, or None;
 top and top_lo the same of the row's maximum, all in the row's compute dtype; q (n,) the target's mass, and
-slope and curve (n,) dz/dx and d2z/dx2 under a soft cap, in float64, or None. What is None is compiled away.
+slope and curve (n,) dz/dx and T d2z/dx2 under a soft cap, in float64, or None. What is None is compiled away.
 
 Only sums carry `reassoc`: it lets LLVM keep one partial sum per vector lane. The order this gives depends on
 the vector width, never on the number of threads.
@@ -129,11 +129,13 @@ def emit_grad(z: Any, lo: Any, q: Any, slope: Any, top: Any, top_lo: Any, weight
 def emit_hess(
     z: Any, lo: Any, q: Any, slope: Any, curve: Any, top: Any, top_lo: Any, weights: Any, out: Any
 ) -> None:
-    """out_k = s * ((a p (1 - p) + lam2 p^2) slope_k^2 + (a p - q_k) curve_k), the products in float64.
+    """out_k = s / t ((a p (1 - p) + lam2 p^2) slope_k^2 t + (a p - q_k) curve_k), the products in float64.
 
-    weights = (high and low part of 1 / S in the compute dtype; a, lam2, s and the least value in float64).
+    weights = (high and low part of 1 / S in the compute dtype; a, lam2, s, t and the least value in float64).
+    Without a slope s has the other 1 / t: the square of an extreme temperature is beyond float64.
     """
-    by, by_lo, a, lam2, s, least = weights
+    by, by_lo, a, lam2, s, t, least = weights
+    over_t = 1.0 / t
     for k in range(z.size):
         d, err = gap_at(z, lo, top, top_lo, k)
         p = np.float64(times_exp(d, err, by, by_lo))
@@ -142,8 +144,8 @@ def emit_hess(
             dz = a * p
             if q is not None:
                 dz -= q[k]
-            h = h * slope[k] * slope[k] + dz * curve[k]
-        out[k] = at_least(s * h, least)
+            h = h * slope[k] * (slope[k] * t) + dz * curve[k]
+        out[k] = at_least(s * h * over_t, least)
 
 
 @jit(fastmath=_SUM)
@@ -177,11 +179,12 @@ def emit_centred(v: Any, slope: Any, m: Any, shift: Any, scale: Any, out: Any) -
 def emit_hvp(
     z: Any, lo: Any, q: Any, v: Any, slope: Any, curve: Any, top: Any, top_lo: Any, weights: Any, out: Any
 ) -> None:
-    """out_k = s * (p (a (w_k - p.w) + lam2 p.w) slope_k + (a p - q_k) curve_k v_k), in float64 but for p.
+    """out_k = s / t (p (a (w_k - p.w) + lam2 p.w) slope_k t + (a p - q_k) curve_k v_k), in float64 but for p.
 
-    weights = (high and low part of 1 / S in the compute dtype; a, lam2, m, shift and s in float64).
+    weights = (high and low part of 1 / S in the compute dtype; a, lam2, m, shift, s and t in float64).
     """
-    by, by_lo, a, lam2, m, shift, s = weights
+    by, by_lo, a, lam2, m, shift, s, t = weights
+    over_t = 1.0 / t
     for k in range(z.size):
         d, err = gap_at(z, lo, top, top_lo, k)
         p = np.float64(times_exp(d, err, by, by_lo))
@@ -190,8 +193,8 @@ def emit_hvp(
             dz = a * p
             if q is not None:
                 dz -= q[k]
-            h = h * slope[k] + dz * curve[k] * v[k]
-        out[k] = s * h
+            h = h * (slope[k] * t) + dz * curve[k] * v[k]
+        out[k] = s * h * over_t
 
 
 @jit(fastmath={"contract"})
@@ -270,7 +273,7 @@ def soft_cap(z: Any, lo: Any, slope: Any, curve: Any, temperature: Any, cap: Any
         # 1 - tanh^2 without the cancellation
         sech2 = 4.0 * exp(-2.0 * u, -2.0 * u_lo) / (below * below)
         slope[k] = sech2 / temperature
-        curve[k] = -2.0 * tanh * sech2 * inverse / temperature
+        curve[k] = -2.0 * tanh * sech2 * inverse
         z[k] = v
         v_lo += v - np.float64(z[k])
         lo[k] = v_lo if abs(v_lo) < np.inf else 0.0

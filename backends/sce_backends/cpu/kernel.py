@@ -75,8 +75,8 @@ def write_matrices(
     by_t = p.temperature if slope is None else 1.0  # under a soft cap the slope has it
     if hess is not None and s != 0.0:
         lam2 = 2.0 * p.z_loss
-        scale = p.hess_scale * s / (by_t * by_t)
-        rows.write_hess(z, lo, q, slope, curve, st, scale, z_slope, lam2, p.hess_min, spare)
+        scale = p.hess_scale * s / by_t
+        rows.write_hess(z, lo, q, slope, curve, st, scale, p.temperature, z_slope, lam2, p.hess_min, spare)
         scatter(spare, p.hess_diag, a, b, np.int64(0))
     if log_p is not None:
         elements.emit_log_softmax(z, lo, st.top, st.top_lo, of(st.log_total), spare)
@@ -87,8 +87,8 @@ def write_matrices(
             rows.write_centred(v, slope, centre, 1.0 / by_t, spare)
             scatter(spare, p.log_softmax_jvp, a, b, np.int64(0))
         if hvp is not None and s != 0.0:
-            scale, lam2 = p.hess_scale * s / (by_t * by_t), 2.0 * p.z_loss
-            rows.write_hvp(z, lo, q, v, slope, curve, st, centre, scale, z_slope, lam2, spare)
+            scale, lam2 = p.hess_scale * s / by_t, 2.0 * p.z_loss
+            rows.write_hvp(z, lo, q, v, slope, curve, st, centre, scale, p.temperature, z_slope, lam2, spare)
     if grad is not None and s != 0.0:
         scale = p.grad_scale * s / by_t
         if p.direct and not p.in_place:

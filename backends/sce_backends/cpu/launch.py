@@ -15,7 +15,7 @@ import numba as nb
 import numpy as np
 from llvmlite import ir
 
-from . import columns, distributions, pieces, threads, tiles
+from . import along, columns, distributions, pieces, threads, tiles
 from .cache import intrinsic, jit, native_function, once
 from .kernel import work
 from .memory import WITNESSES, address, get
@@ -41,6 +41,11 @@ def kernel(way: str, dtype: str, memory: tuple[str, ...], switches: tuple[bool |
             columns.work(
                 worker, first, last, parameters, of, one, into, smooth, mass, affine, capped, grad, hess, hvp
             )
+
+    elif way == "along":
+
+        def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
+            along.work(worker, first, last, parameters, of, one, hvp)
 
     elif way == "pieces":
 

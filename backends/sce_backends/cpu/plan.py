@@ -6,6 +6,7 @@ distributions.py   the same of distributions
 pieces.py          the same for a few rows of very many classes, in pieces
 columns.py         the same, with vectors that run over the rows: few classes, or another class axis than the
                    last
+along.py           products with a vector
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from . import kernel, pieces, rows, tiles
 from .parameters import PLACES, SIZE, start
 from .simd import LINE
 
-Way = Literal["rows", "tiles", "columns", "pieces"]
+Way = Literal["rows", "tiles", "columns", "pieces", "along"]
 
 # A chunk of rows is what one thread takes at a time, and the least that is worth waking another for: a few
 # tenths of a millisecond, in elements. A row costs about as much as 64 more than it has.
@@ -30,10 +31,12 @@ _TILED = frozenset({"loss", "z_loss", "grad"})  # the outputs of tiles.py and co
 _TILE_BYTES = 1 << 16  # of a tile's exponentials: they stay in a core's own cache
 _COLUMNS_BYTES = 1 << 18  # the same of columns
 _FEW, _FEW_SOFT = 64, 160  # classes, up to which rows are turned into columns, of distributions, and
-_MOST_COLUMNS = 2048  # where they lie that way anyway, and of Hessian-vector products
+_MOST_COLUMNS = 2048  # where they lie that way anyway, and of Hessian-vector products with a bias
 # Classes from which on, and rows up to which, these are taken in pieces. Two threads gain nothing by it: a
 # row takes half a millisecond, and waking a thread up to a fifth of one.
 _MANY, _FEW_ROWS = 1 << 20, 4
+# Temperatures, and their inverses, whose square the factor of a second derivative has room for: see `_way`.
+_SQUARED = {"float32": 1e9, "float64": 1e70}
 _WIDE_CAP = 1024.0  # from which on z needs more than transforms.py gives
 _SMALL_Z = 0.125  # up to which a z-loss is a small part of a loss: see `_sharp`
 _LATE_BYTES = 1 << 18  # of a tile's exponentials, up to which a worker keeps those of two tiles
@@ -230,6 +233,11 @@ def _plan(shape: _Shape) -> Plan:
 
 def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
     hess = shape.hess is not None
+    if (found := _along(shape)) is not None:
+        return found
+    extreme = not 1 / _SQUARED[dtype] <= shape.temperature <= _SQUARED[dtype]
+    if extreme and (hess or shape.hvp):
+        return "rows"
     if shape.outputs == {"hvp"}:
         assert shape.hvp
         assert shape.direction
@@ -271,6 +279,23 @@ def _soft_in_vectors(shape: _Shape, soft: np.dtype[Any], dtype: str) -> bool:
     return plain and like and soft.name in pairs
 
 
+def _along(shape: _Shape) -> Way | None:
+    """Of a product with v alone, where along.py takes it."""
+    if shape.outputs == {"hvp"}:
+        written = shape.hvp and shape.hvp[1]
+    elif shape.outputs == {"log_softmax_jvp"}:
+        written = shape.others[2] and shape.others[2][0]
+    else:
+        return None
+    assert shape.direction
+    if shape.target == "distribution" or shape.capped or shape.bias or shape.z_loss:
+        return None
+    if not shape.direction[1] == written == shape.dtype:
+        return None
+    few = shape.classes <= _FEW and 1e-9 < shape.temperature < 1e9
+    return "columns" if few and shape.hvp else "along"
+
+
 def _sharp(shape: _Shape, dtype: str) -> bool:
     """Is lse wanted to its last bits where it may be near 0? As a z-loss, lse**2, it is, but where that is a
     small part of the loss: then the target's term is the largest, which `settle` takes in float64, or the
@@ -292,6 +317,8 @@ def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capp
     if way == "rows":
         length = facts["length"]
         return {"scratch": kernel.SLOTS * length * size, "wide": kernel.WIDE_SLOTS * length * 8}
+    if way == "along":
+        return {"wide": 2 * (facts["classes"] + 4 * LINE // 8) * 8}
     found = {
         "blocks": 2 * tiles.BLOCK * size,
         "curves": tiles.BLOCK * 8,

@@ -211,25 +211,26 @@ def write_hess(
     curve: Any,
     st: Any,
     scale: Any,
+    t: Any,
     z_slope: Any,
     lam2: Any,
     least: Any,
     out: Any,
 ) -> None:
-    """The row of the second derivative's diagonal, scale * (d2z * slope^2 + dz * curve), or `least`."""
+    """The row of the second derivative's diagonal, scale / t * (d2z * slope^2 t + dz * curve), or `least`."""
     of = z.dtype.type
     a = st.mass + st.mass_t + st.mass_y + z_slope
     if scale * a / st.total != scale * a / st.total:
         elements.fill(z, out, of(np.nan))
         return
     by = 1.0 / st.total
-    weights = (of(by), low_part(by, of(by)), a, lam2, scale, least)
+    weights = (of(by), low_part(by, of(by)), a, lam2, scale, t, least)
     elements.emit_hess(z, lo, q, slope, curve, st.top, st.top_lo, weights, out)
     for k, p, others, dz in pivots(st, z_slope):
         h = p * (a * others + lam2 * p)
         if slope is not None:
-            h = h * np.float64(slope[k]) ** 2 + dz * np.float64(curve[k])
-        out[k] = of(elements.at_least(scale * h, least))
+            h = h * np.float64(slope[k]) * (np.float64(slope[k]) * t) + dz * np.float64(curve[k])
+        out[k] = of(elements.at_least(scale * h * (1.0 / t), least))
 
 
 @jit()
@@ -274,10 +275,10 @@ def write_centred(v: Any, slope: Any, centre: Any, scale: Any, out: Any) -> None
 
 @jit()
 def write_hvp(
-    z: Any, lo: Any, q: Any, v: Any, slope: Any, curve: Any, st: Any, centre: Any, scale: Any, z_slope: Any,
-    lam2: Any, out: Any,
+    z: Any, lo: Any, q: Any, v: Any, slope: Any, curve: Any, st: Any, centre: Any, scale: Any, t: Any,
+    z_slope: Any, lam2: Any, out: Any,
 ) -> None:  # fmt: skip
-    """The row of the Hessian times v: scale * ((a p (w - p.w) + 2 lam p p.w) slope + dz curve v)."""
+    """The row of the Hessian times v: scale / t * ((a p (w - p.w) + 2 lam p p.w) slope t + dz curve v)."""
     of = z.dtype.type
     m, shift = centre
     a = st.mass + st.mass_t + st.mass_y + z_slope
@@ -285,13 +286,13 @@ def write_hvp(
         elements.fill(z, out, of(np.nan))
         return
     by = 1.0 / st.total
-    weights = (of(by), low_part(by, of(by)), a, lam2, m, shift, scale)
+    weights = (of(by), low_part(by, of(by)), a, lam2, m, shift, scale, t)
     elements.emit_hvp(z, lo, q, v, slope, curve, st.top, st.top_lo, weights, out)
     for k, p, _, dz in pivots(st, z_slope):
         h = p * (a * ((elements.along(v, slope, k) - m) + shift) + lam2 * (m - shift))
         if slope is not None:
-            h = h * np.float64(slope[k]) + dz * np.float64(curve[k]) * v[k]
-        out[k] = of(scale * h)
+            h = h * (np.float64(slope[k]) * t) + dz * np.float64(curve[k]) * v[k]
+        out[k] = of(scale * h * (1.0 / t))
 
 
 @jit()

@@ -320,11 +320,11 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
                     if soft or index:
                         q = mass_of(share, k, class_weight, keep, spread)
                     others = front - q
-                slope, curve = 1.0 / temperature, 0.0
+                slope, bent, curve = 1.0 / temperature, 1.0, 0.0
                 if capped:
                     bent = bend(logit, temperature, cap)
                     slope = bent / temperature
-                    curve = -2.0 * tanh(logit / temperature / cap) * bent / (temperature * temperature * cap)
+                    curve = -2.0 * tanh(logit / temperature / cap) * bent / (temperature * cap)
                 dz = others * p - q * one_less + z_slope * p
                 if not known:
                     dz = nan
@@ -332,7 +332,7 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
                     d2z = (front + z_slope) * p * one_less + 2.0 * lam * p * p
                     value = 0.0
                     if s != 0.0:
-                        value = s * (hess_scale * (d2z * slope * slope + dz * curve))
+                        value = s * ((d2z * slope * bent + dz * curve) * hess_scale / temperature)
                         if value < hess_min:
                             value = hess_min
                     write_hess(hess, a * h_a + b * h_b + k * h_c, value)
@@ -344,10 +344,11 @@ def kernel(d: Any, spec: General) -> Callable[..., None]:
                     centred = (w - near) + shift
                     if wants_hvp:
                         product = (front + z_slope) * p * centred + 2.0 * lam * p * (near - shift)
-                        product = product * slope + dz * curve * direct if capped else product * slope * slope
+                        # The square of an extreme temperature is beyond float64: one 1 / T comes last.
+                        product = product * bent + dz * curve * direct if capped else product * slope
                         if not known:
                             product = nan
-                        value = s * (hess_scale * product) if s != 0.0 else 0.0
+                        value = s * (product * hess_scale / temperature) if s != 0.0 else 0.0
                         write_grad(hv, a * hv_a + b * hv_b + k * hv_c, value)
                     if wants_jvp:
                         value = centred if capped else centred * slope
