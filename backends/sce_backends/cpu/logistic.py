@@ -27,14 +27,13 @@ from .simd import (
     first,
     fused,
     halves,
-    in_eights,
-    joined,
+    narrowed,
     load,
     load_labels,
     several,
     select,
-    splat,
     store,
+    widened,
 )
 from .transforms import scaled
 from .vector_math import (
@@ -46,7 +45,7 @@ from .vector_math import (
     shifted_by,
 )
 
-WIDE = 64  # elements of four lines of float32
+WIDE, OPTIONS = 64, 32  # elements at once: four lines of float32, or of float64
 BLOCK = 2048  # elements that are brought together at once
 MATRICES = ("logits", "target", "sample_weight", "pos_weight", "grad", "hess_diag")
 SLOTS = len(MATRICES) + 1  # of a worker's scratch: those, and the losses
@@ -87,7 +86,7 @@ LABELS = (nb.int8, nb.int32, nb.int64)
 
 
 def target_of(y_of: Any, address: Any, c: Any, s: Any) -> Any:
-    """(y, s) of eight elements: s = 0 where the label is ignored, y is NaN where it is none."""
+    """(y, s) of some elements: s = 0 where the label is ignored, y is NaN where it is none."""
 
 
 @overload(target_of, jit_options={"forceinline": True})
@@ -95,75 +94,52 @@ def _target_of(y_of: Any, address: Any, c: Any, s: Any) -> Any:
     if y_of not in LABELS:
 
         def probability(y_of: Any, address: Any, c: Any, s: Any) -> Any:
-            return load(y_of, address, 0.0), s
+            return load(y_of, address, s), s
 
         return probability
 
     def label(y_of: Any, address: Any, c: Any, s: Any) -> Any:
-        is_one, known, ignored = load_labels(y_of, address, 0.0, c.ignored)
+        is_one, known, ignored = load_labels(y_of, address, s, c.ignored)
         if c.ignores:
             s = select(ignored, 0.0, s)
-        return select(is_one, 1.0, select(known, splat(0.0), np.nan)), s
+        return select(is_one, 1.0, select(known, several(0.0), np.nan)), s
 
     return label
 
 
+@inline(fastmath=())
+def masses(c: Any, y_of: Any, at: Any, k: Any, n: Any) -> Any:
+    """(s, q_1, q_0) of the elements from the k-th on; from the n-th on s is 0."""
+    s = several(c.unit)
+    if at.sample_weight:
+        s = load(1.0, at.sample_weight + k * 8, s) / c.denominator
+    y, s = target_of(y_of, at.target + k * size_of(y_of), c, s)
+    if n - k < OPTIONS:
+        s = select(first(s, n - k), s, 0.0)
+    weight = several(c.pos_weight_of_all)
+    if at.pos_weight:
+        weight = load(1.0, at.pos_weight + k * 8, s)
+    return s, weight * fused(y, c.keep, c.spread), fused(1.0 - y, c.keep, c.spread)
+
+
 @inline(fastmath=())  # or a vector and a rest of one might fuse other operations, and differ
-def answer(
-    c: Any, y_of: Any, at: Any, k: Any, n: Any, z: Any, cost: Any, sure: Any, other: Any
-) -> Any:  # fmt: skip
-    """(loss, gradient, Hessian) of the eight elements from the k-th on; of n the others are 0.
+def answer(c: Any, s: Any, q1: Any, q0: Any, z: Any, cost: Any, sure: Any, other: Any) -> Any:
+    """(loss, gradient, Hessian), all of float64.
 
     cost is log(1 + e) with e = exp(-|z|), sure the likelier class's p, 1 / (1 + e), and other e times that.
     """
-    s = splat(c.unit)
-    if at.sample_weight:
-        s = load(1.0, at.sample_weight + k * 8, 1.0) / c.denominator
-    y, s = target_of(y_of, at.target + k * size_of(y_of), c, s)
-    s = select(first(0.0, n - k), s, 0.0)
-    weight = splat(c.pos_weight_of_all)
-    if at.pos_weight:
-        weight = load(1.0, at.pos_weight + k * 8, 1.0)
-    q1 = weight * fused(y, c.keep, splat(c.spread))
-    q0 = fused(1.0 - y, c.keep, splat(c.spread))
-
-    up = z > 0.0
-    prob, rest = select(up, sure, other), select(up, other, sure)
-    nothing, zero = other - other, splat(0.0)  # but NaN where z is
-    of_1 = select(q1 != 0.0, q1 * (cost + select(up, zero, -z)), nothing)  # 0 * inf = 0
-    of_0 = select(q0 != 0.0, q0 * (cost + select(up, z, zero)), nothing)
-    here = s != 0.0
-    loss = select(here, s * (of_1 + of_0), zero)
-    grad = select(here, (s * c.of_grad) * fused(q0, prob, -(q1 * rest)), zero)
-    hess = (s * c.of_hess) * ((q0 + q1) * (prob * rest))
-    hess = select(here, select(hess < c.hess_min, splat(c.hess_min), hess), zero)
-    return loss, grad, hess
-
-
-@inline(fastmath=())
-def with_options(c: Any, y_of: Any, at: Any, k: Any, n: Any, x: Any) -> Any:
-    """`answer` of 16 float32 logits: exp, log and quotient of float32, all else of float64.
-
-    z too is float64, with `lo` what float32 cannot hold of it: see transforms.py.
-    """
-    a, b = halves(x)
-    a, b = a * c.by, b * c.by
-    z = joined(a, b)
-    z_a, z_b = halves(z)
-    lo = joined(a - z_a, b - z_b)
-    e, _, cost, i, i_lo = logistic(-abs(z), select(z > 0.0, -lo, lo))
-    e_a, e_b = halves(e)
-    i_a, i_b = halves(i)
-    lo_a, lo_b = halves(i_lo)
-    cost_a, cost_b = halves(cost)
-    i_a, i_b = i_a + lo_a, i_b + lo_b
-    loss_a, grad_a, hess_a = answer(c, y_of, at, k, n, a, cost_a, i_a, e_a * i_a)
-    loss_b, grad_b, hess_b = answer(c, y_of, at, k + 8, n, b, cost_b, i_b, e_b * i_b)
-    return loss_a + loss_b, joined(loss_a, loss_b), joined(grad_a, grad_b), joined(hess_a, hess_b)
+    up, here = z > 0.0, s != 0.0
+    q_sure, q_other = select(up, q1, q0), select(up, q0, q1)
+    mass = q0 + q1
+    loss = s * fused(mass, cost, select(q_other != 0.0, q_other * abs(z), 0.0))  # 0 * inf = 0
+    grad = (s * c.of_grad) * fused(q_other, sure, -(q_sure * other))
+    hess = (s * c.of_hess) * (mass * (sure * other))
+    hess = select(hess < c.hess_min, c.hess_min, hess)
+    return select(here, loss, 0.0), select(here, select(up, grad, -grad), 0.0), select(here, hess, 0.0)
 
 
 def plain(c: Any, y_of: Any, address: Any, x: Any) -> Any:
-    """(loss, gradient) of 16 float32 logits without options, the loss not yet divided by D.
+    """(loss, gradient) of float32 logits without options, the loss not yet divided by D.
 
     The error of a gradient is that of e, and of one rounding.
     """
@@ -217,7 +193,8 @@ def plain_step(c: Any, of: Any, y_of: Any, into: Any, at: Any, k: Any) -> Any:
         store(into, at.grad + k * size_of(into), grad)
     if at.loss:
         store(F32(1.0), at.loss + k * 4, loss)
-    return in_eights(loss)
+    first_half, last = halves(loss)
+    return first_half + last
 
 
 def step(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
@@ -230,33 +207,40 @@ def step(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: An
 @overload(step, jit_options={"forceinline": True, "error_model": "numpy"})
 def _step(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
     def for32(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
-        x = load(of, at.logits + k * size_of(of), one)
-        total, loss, grad, hess = with_options(c, y_of, at, k, n, x)
-        if at.hess_diag:
-            store(of, at.hess_diag + k * size_of(of), hess)
+        """exp, log and quotient are of float32, all else of float64: z, too, and lo is what z lacks of it."""
+        s, q1, q0 = masses(c, y_of, at, k, n)
+        exact = load(of, at.logits + k * size_of(of), s) * c.by
+        z = narrowed(exact)
+        lo = narrowed(exact - widened(z))
+        e, _, cost, i, i_lo = logistic(-abs(z), select(z > 0.0, -lo, lo))
+        sure = widened(i) + widened(i_lo)
+        loss, grad, hess = answer(c, s, q1, q0, exact, widened(cost), sure, widened(e) * sure)
         if at.grad:
-            store(into, at.grad + k * size_of(into), grad)
+            store(into, at.grad + k * size_of(into), narrowed(grad))
+        if at.hess_diag:
+            store(of, at.hess_diag + k * size_of(of), narrowed(hess))
         if at.loss:
-            store(one, at.loss + k * 4, loss)
-        return total
+            store(one, at.loss + k * 4, narrowed(loss))
+        return loss
 
     def for64(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
-        z, lo = scaled(load(of, at.logits + k * 8, one), splat(c.by), splat(c.by_lo))
+        s, q1, q0 = masses(c, y_of, at, k, n)
+        z, lo = scaled(load(of, at.logits + k * 8, s), c.by, c.by_lo)
         shift, floor = shifted_by(0.0, 1.0)
-        e = exponential(-abs(z), select(z > 0.0, -lo, lo), splat(shift), splat(floor))
+        e = exponential(-abs(z), select(z > 0.0, -lo, lo), shift, floor)
         total = e + 1.0
-        lost = difference_error(e, splat(-1.0), total)
-        sure = 1.0 / total
-        sure_lo = sure * (fused(-sure, total, splat(1.0)) - sure * lost)
-        other = fused(e, sure, e * sure_lo)
-        found, grad, hess = answer(c, y_of, at, k, n, z, log1p(e), sure + sure_lo, other)
+        lost = difference_error(e, -1.0, total)
+        i = 1.0 / total
+        i_lo = i * (fused(-i, total, 1.0) - i * lost)
+        other = fused(e, i, e * i_lo)
+        loss, grad, hess = answer(c, s, q1, q0, z, log1p(e), i + i_lo, other)
         if at.grad:
             store(into, at.grad + k * 8, grad)
         if at.hess_diag:
             store(of, at.hess_diag + k * 8, hess)
         if at.loss:
-            store(one, at.loss + k * 8, found)
-        return found
+            store(one, at.loss + k * 8, loss)
+        return loss
 
     return for32 if one == F32 else for64
 
@@ -275,7 +259,7 @@ def elements(
     c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, total: Any, error: Any
 ) -> Any:  # fmt: skip
     """n elements that lie one after the other, in whole vectors; their losses onto the sum."""
-    for k in range(0, n, LINE // size_of(one)):
+    for k in range(0, n, OPTIONS):
         total, error = added(one, total, error, step(c, of, y_of, one, into, at, k, n))
     return total, error
 
@@ -336,7 +320,7 @@ def run(
     p: Any, c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, total: Any, error: Any, own: Any
 ) -> Any:
     """n elements of a run, some at a time."""
-    lanes, k = WIDE if c.plain else LINE // size_of(one), np.int64(0)
+    lanes, k = WIDE if c.plain else OPTIONS, np.int64(0)
     while k < n:
         size = min(p.block, n - k)
         direct = size >= lanes
@@ -382,7 +366,7 @@ def work(
     )  # fmt: skip
     own = p.scratch + worker * SLOTS * p.slot
     for chunk in range(begin, end):
-        total, error = splat(0.0), splat(0.0)
+        total, error = several(0.0), several(0.0)
         row, last, start, stop = chunk * p.chunk, min(p.outer, (chunk + 1) * p.chunk), np.int64(0), p.run
         if p.pieces > 1:
             row = chunk // p.pieces

@@ -255,8 +255,8 @@ def total(typingctx: Any, x: Any) -> Any:
 
 @intrinsic
 def halves(typingctx: Any, x: Any) -> Any:
-    """The first and the last 8 of 16 float32 as float64."""
-    wide = Vector(F64)
+    """The first and the last half of a vector's float32 as float64."""
+    wide = Vector(F64, x.lanes * 4 // LINE)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         part = ir.VectorType(_WORD, wide.lanes)
@@ -272,25 +272,22 @@ def halves(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
-def in_eights(typingctx: Any, x: Any) -> Any:
-    """Float32 as float64, eight lanes onto eight lanes: pairs of neighbours first."""
-    wide = Vector(F64)
+def widened(typingctx: Any, x: Any) -> Any:
+    """All of a vector's float32 as float64, in twice as many lines."""
+    wide = Vector(F64, x.lanes * 8 // LINE)
+    return wide(x), lambda context, builder, signature, args: builder.fpext(args[0], _ir(wide))
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        parts = []
-        for k in range(0, x.lanes, wide.lanes):
-            part = _constant(ir.VectorType(_WORD, wide.lanes), range(k, k + wide.lanes))
-            parts.append(builder.fpext(builder.shuffle_vector(args[0], args[0], part), _ir(wide)))
-        while len(parts) > 1:
-            parts = [builder.fadd(*parts[k : k + 2]) for k in range(0, len(parts), 2)]
-        return parts[0]
 
-    return wide(x), codegen
+@intrinsic
+def narrowed(typingctx: Any, x: Any) -> Any:
+    """The way back, rounded."""
+    short = Vector(F32, x.lanes * 4 // LINE)
+    return short(x), lambda context, builder, signature, args: builder.fptrunc(args[0], _ir(short))
 
 
 @intrinsic
 def joined(typingctx: Any, a: Any, b: Any) -> Any:
-    """The way back, rounded."""
+    """Two halves again, rounded."""
     narrow = Vector(F32)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

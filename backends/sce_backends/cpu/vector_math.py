@@ -290,14 +290,14 @@ def _exponential(z: Any, lo: Any, shift: Any, floor: Any) -> Any:
 
 @inline(fastmath=())
 def log1p(x: Any) -> Any:
-    """log(1 + x) of 8 float64, for -1/2 <= x < 1e300; NaN for NaN. Within 1.5 ulp for x >= 0.
+    """log(1 + x) of float64, for -1/2 <= x < 1e300; NaN for NaN. Within 1.5 ulp for x >= 0.
 
     1 + x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), its rounding error divided back in; log(1 + f)
     from s = f / (2 + f) after Tang (1990): 2 atanh(s) = 2 s + s^3 P(s^2) with a Chebyshev fit P, arranged
     around f, which is exact.
     """
     u = x + 1.0
-    lost = difference_error(x, splat(-1.0), u)
+    lost = difference_error(x, -1.0, u)
     k, m = split(u)
     f = m - 1.0
     s = f / (f + 2.0)
