@@ -237,7 +237,7 @@ def prepare_binary(
     validate: bool = True,
 ) -> Request:
     """Check everything, then build: `problem.prepare` for one logit per element."""
-    number = not (on_device(pos_weight) or isinstance(pos_weight, (list, tuple)) or _axes(pos_weight))
+    number = not (on_device(pos_weight) or isinstance(pos_weight, (list, tuple)) or np.ndim(pos_weight))
     arrays = {
         "logits": logits,
         "target": target,
@@ -328,10 +328,6 @@ def prepare_binary(
         problem = problem._replace(device=place.device, stream=place.stream, wait=place.wait)
         return Request(problem, where, x, out, problem.empty, given, given_out)
     return Request(problem, where, x, out, problem.empty)
-
-
-def _axes(x: Any) -> int:
-    return getattr(x, "ndim", 0)
 
 
 def _sample_weight(value: Any, shape: tuple[int, ...], validate: bool, device: bool) -> Array | None:

@@ -23,15 +23,14 @@ from .memory import copy_bytes, fence, get, narrow, put, size_of, view_of_record
 from .simd import (
     F32,
     F64,
-    LINE,
     first,
     fused,
     halves,
-    narrowed,
     load,
     load_labels,
-    several,
+    narrowed,
     select,
+    several,
     store,
     widened,
 )

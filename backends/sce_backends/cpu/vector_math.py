@@ -350,14 +350,14 @@ def short_log1p(x: Any) -> Any:
 
 @inline(fastmath=())
 def logistic(z: Any, lo: Any) -> Any:
-    """(e, e_lo, log(1 + e), i, i_lo) of float32 z <= 0: e + e_lo = exp(z + lo) and i + i_lo = 1 / (1 + e + e_lo).
+    """(e, e_lo, log(1 + e), i, i_lo) of float32 z <= 0: exp(z + lo) = e + e_lo, 1 / (1 + e + e_lo) = i + i_lo.
 
     exp is `exponential`'s, and with e = s (1 + t) and log(1 + e) = e P(e) the latter is s (P + t P), so that
-    e's rounding has no part in it. P - 1 is e times a minimax fit, made of one coefficient after the other so that
-    each makes up for the rounding of those before: within 2^-27 of log1p. In pairs (Estrin), because four vectors
-    at once are all that a processor looks ahead, and a chain of fused operations takes four cycles for each.
+    e's rounding has no part in it. (P - 1) / e is a minimax fit whose coefficients were found one after the
+    other, so that each makes up for the rounding of those before: to 2^-27 of log1p. Sums in pairs (Estrin):
+    a chain of fused operations takes four cycles for each, and a processor looks no further than two chains.
 
-    e within 1 ulp, log(1 + e) within 1.5, both pairs within 2^-23.6 of themselves: e_lo is what e's last rounding lost.
+    e within 1 ulp, log(1 + e) within 1.5, each pair within 2^-23.6 of itself; e_lo is what e's rounding lost.
     """
     shift, floor = shifted_by(0.0, F32(1.0))
     s, r = reduced(z, lo, shift, floor)
