@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 
@@ -10,6 +11,23 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], words: Sequence
     """Numbers to the right; the columns in `words` to the left."""
     rule = [":--" if i in words else "--:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
+
+
+def marked(page: str) -> list[str]:
+    """The sections that scripts put between their marks, with these."""
+    return [found[0] for found in _MARKED.finditer(page)]
+
+
+def put(page: str, script: str, section: str) -> str:
+    """The page with `section` between the script's marks: where they are, else at the end."""
+    section = f"<!-- {script} -->\n{section.strip()}\n<!-- /{script} -->"
+    for found in _MARKED.finditer(page):
+        if found[1] == script:
+            return page[: found.start()] + section + page[found.end() :]
+    return "\n\n".join(part for part in (page.rstrip("\n"), section) if part) + "\n"
+
+
+_MARKED = re.compile(r"<!-- (bench/\w+\.py) -->\n.*?\n<!-- /\1 -->", re.DOTALL)
 
 
 def number(value: float | None) -> str:

@@ -350,7 +350,7 @@ def short_log1p(x: Any) -> Any:
 
 @inline(fastmath=())
 def logistic(z: Any, lo: Any) -> Any:
-    """(e, e_lo, log(1 + e), i, i_lo) of float32 z <= 0: exp(z + lo) = e + e_lo, 1 / (1 + e + e_lo) = i + i_lo.
+    """(e, e_lo, log(1 + e), i, i_lo) of float32 z <= 0: exp(z + lo) = e + e_lo, i + i_lo = 1 / (1 + that).
 
     exp is `exponential`'s, and with e = s (1 + t) and log(1 + e) = e P(e) the latter is s (P + t P), so that
     e's rounding has no part in it. (P - 1) / e is a minimax fit whose coefficients were found one after the
