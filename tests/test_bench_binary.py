@@ -45,7 +45,9 @@ def test_the_tables_go_between_the_marks(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "ROUNDS", Rounds(least=1, enough=0.0, most=1))
     monkeypatch.setattr(script, "PEERS", {"NumPy": script.numpy_textbook, "gone": lambda x, y: missing()})
     page = tmp_path / "page.md"
-    page.write_text("# Benchmarks\n\n<!-- bench/binary.py -->\nstale figures\n<!-- /bench/binary.py -->\n\nafter\n")
+    page.write_text(
+        "# Benchmarks\n\n<!-- bench/binary.py -->\nstale figures\n<!-- /bench/binary.py -->\n\nafter\n"
+    )
     script.main(page, 5000)
     found = page.read_text()
     assert found.startswith("# Benchmarks\n\n<!-- bench/binary.py -->\n## The binary loss, 5000 elements")

@@ -1,7 +1,7 @@
-"""Loss, gradient and Hessian of one logit per element: all of it in vectors of float64.
+"""Loss, gradient and Hessian of one logit per element, four lines at once. Docs/math.md has the formulas.
 
-Float32 logits, too: with short polynomials eight exponentials, a quotient and a logarithm are some seventy
-operations, and a float32 answer is rounded once. Docs/math.md has the formulas.
+Float32 logits without options are computed in float32, with second words where a rounding would show; with
+options, weights or a Hessian what follows the exponential is float64, because a weight may be any number.
 
 Arrays lie in runs of elements that are equally far apart. What has gaps is brought together a block at a
 time; so is a gradient that streams past the caches, because the lanes of the sum must not depend on its
