@@ -3,11 +3,11 @@
 from . import information
 from .backend import Answer, Backend, BackendError, LabelError, Problem
 from .binary import binary_cross_entropy, binary_loss_and_grad, binary_loss_grad_hess
+from .explanation import explain
 from .functions import (
     Evaluation,
     cross_entropy,
     evaluate,
-    explain,
     log_softmax,
     logsumexp,
     loss_and_grad,

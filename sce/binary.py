@@ -250,7 +250,7 @@ def prepare_binary(
     recognise: bool = False,
 ) -> Request:
     """Check everything, then build: `problem.prepare` for one logit per element."""
-    number = not (on_device(pos_weight) or isinstance(pos_weight, (list, tuple)) or _axes(pos_weight))
+    number = not (on_device(pos_weight) or isinstance(pos_weight, (list, tuple)) or np.ndim(pos_weight))
     arrays = {
         "logits": logits,
         "target": target,
@@ -352,10 +352,6 @@ def prepare_binary(
         request = Request(problem, where, x, out, problem.empty, given, given_out)
         return request._replace(alike=None if seen is None else remembered(seen, request))
     return Request(problem, where, x, out, problem.empty)
-
-
-def _axes(x: Any) -> int:
-    return getattr(x, "ndim", 0)
 
 
 def _sample_weight(value: Any, shape: tuple[int, ...], validate: bool, device: bool) -> Array | None:

@@ -12,8 +12,8 @@ import numpy as np
 from . import checks
 from .backend import JACOBIANS, Answer, Array, Backend, Bound, Illegal, Problem, arrays
 from .device import Place, address, describe, library_of, maker
-from .problem import NO_TARGET, Request, elsewhere, prepare
-from .select import Decision, decide, obtain
+from .problem import Request, elsewhere, prepare
+from .select import obtain
 
 _MATRICES = ("grad", "hess_diag", "log_softmax", "hvp", "log_softmax_jvp")
 _REDUCED = ("loss", "z_loss")
@@ -373,19 +373,6 @@ def logsumexp(
         return value
     out[...] = value
     return out
-
-
-def explain(logits: Any, target: Any = NO_TARGET, *, backend: str | None = None, **options: Any) -> Decision:
-    """Say which backend `loss_and_grad` would use for these arguments, and why the others do not run.
-
-    >>> import sce
-    >>> print(sce.explain([[0.0, 1.0]], [1], backend="reference"))
-    reference (asked by backend=)
-    """
-    legal = loss_and_grad.__kwdefaults__ or {}
-    if unknown := [name for name in options if name not in legal]:
-        raise TypeError(f"explain() has no option {unknown[0]!r}; it takes those of loss_and_grad.")
-    return decide(prepare(logits, target, outputs=("loss", "grad"), **options).problem, backend)
 
 
 def solve(request: Request, backend: Backend) -> dict[str, Any]:

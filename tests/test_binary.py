@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import inspect
 import re
 import sys
@@ -234,6 +235,71 @@ def test_weights_per_label_and_per_sample_have_their_axes(backend):
     np.testing.assert_allclose(of_sample, [[log2] * 2, [3 * log2] * 2])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_each_label_is_a_softmax_of_its_own(backend, dtype):
+    """Several labels, some missing, of weighted samples: a sum over columns of two-class softmaxes."""
+    rng = np.random.default_rng(8)
+    x, y = (rng.normal(size=(150, 3)) * 9).astype(dtype), rng.integers(-1, 2, (150, 3))
+    of_label, of_sample = np.array([0.5, 1.0, 3.0]), rng.uniform(0, 2, 150)
+    for plain in (True, False):
+        options = {} if plain else {"label_smoothing": 0.2, "temperature": 0.7}
+        mine = dict(options) if plain else {"pos_weight": of_label, "sample_weight": of_sample, **options}
+        loss, grad, hess = sce.binary_loss_grad_hess(x, y, ignore_index=-1, backend=backend, **mine)
+        alone, same = sce.binary_loss_and_grad(x, y, ignore_index=-1, backend=backend, **mine)
+        counted = ((y >= 0) * (1.0 if plain else of_sample[:, None])).sum()
+        total = 0.0
+        for k in range(3):
+            weights = {} if plain else {"class_weight": [1, of_label[k]], "sample_weight": of_sample}
+            found = sce.evaluate(
+                np.stack([np.zeros(150), x[:, k].astype(float)], axis=1),
+                y[:, k],
+                outputs=("loss", "grad", "hess_diag"),
+                ignore_index=-1,
+                denominator=counted,
+                backend="reference",
+                **weights,
+                **options,
+            )
+            total += found.loss
+            near = {"rtol": 1e-6 if dtype == np.float32 else 1e-13, "atol": 1e-9 if options else 0}
+            for got in (grad, same):
+                np.testing.assert_allclose(got[:, k], found.grad[:, 1], **near)
+            np.testing.assert_allclose(hess[:, k], found.hess_diag[:, 1], **near)
+        assert loss == pytest.approx(total, rel=1e-6 if dtype == np.float32 else 1e-13)
+        assert alone == pytest.approx(loss, rel=1e-6 if dtype == np.float32 else 1e-14)
+
+
+def test_nothing_to_count_is_an_empty_mean(backend):
+    """No elements, none that counts, or weights of 0: NaN, or 0 if asked; the gradient is 0."""
+    x, y = np.array([[NAN, 1.0], [INF, -3.0]], np.float32), np.array([[1, 1], [1, 1]])
+    ways = ((x[:0], y[:0], {}), (x, y, {"ignore_index": 1}), (x, y, {"sample_weight": [0.0, 0.0]}))
+    for logits, target, options in ways:
+        for reduction, empty, want in (("mean", "nan", NAN), ("mean", "zero", 0.0), ("sum", "nan", 0.0)):
+            loss, grad, hess = sce.binary_loss_grad_hess(
+                logits, target, reduction=reduction, empty=empty, hess_min=0.5, backend=backend, **options
+            )
+            np.testing.assert_equal(float(loss), want)
+            assert grad.shape == hess.shape == logits.shape
+            assert not grad.any()
+            assert not hess.any()
+
+
+HOLDERS = {
+    "list": list,
+    "tuple": tuple,
+    "NumPy array": np.array,
+    "array": lambda w: w,
+    "memoryview": memoryview,
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_pos_weight_is_a_vector_whatever_holds_it(backend, holder):
+    given = HOLDERS[holder](array.array("d", [0.5, 2.0, 3.0]))
+    want = sce.binary_cross_entropy(X, Y, pos_weight=[0.5, 2.0, 3.0], backend=backend)
+    assert sce.binary_cross_entropy(X, Y, pos_weight=given, backend=backend) == want
+
+
 def test_missing_labels_cost_nothing_whatever_the_logit(backend):
     x = np.array([[NAN, 0.0], [INF, -INF]], np.float32)
     y = np.array([[-1, 1], [-1, -1]], np.int8)
@@ -350,6 +416,12 @@ BAD = {
     "ignore_index": ({"ignore_index": 1.0}, TypeError, r"ignore_index must be an integer"),
     "pos_weight": ({"pos_weight": NAN}, ValueError, r"pos_weight must be finite, got nan"),
     "infinite pos_weight": ({"pos_weight": [1, INF, 1]}, ValueError, r"holds inf at position 1"),
+    "a set of pos_weight": ({"pos_weight": {1.0, 2.0}}, TypeError, r"pos_weight must be a real number"),
+    "a short array": (
+        {"pos_weight": array.array("d", [1.0, 2.0])},
+        ValueError,
+        r"pos_weight has shape \(2,\), not",
+    ),
     "pos_weight of text": ({"pos_weight": "2"}, TypeError, r"pos_weight must be a real number"),
     "pos_weight of truth": ({"pos_weight": True}, TypeError, r"pos_weight must be a real number"),
     "one pos_weight": ({"pos_weight": [2.0]}, ValueError, r"pos_weight has shape \(1,\), not \(3,\): one"),
@@ -423,3 +495,18 @@ def test_labels_that_are_not_validated_make_their_element_nan(backend, dtype):
     loss, grad, hess = sce.binary_loss_grad_hess(np.zeros(4), y, **options)
     for found in (loss, grad, hess):
         assert np.isnan(found).tolist() == [False, False, True, True]
+
+
+# ---------------------------------------------------------------- which backend
+
+
+def test_explain_says_who_computes_a_binary_problem(backend):
+    options = {"pos_weight": 2.0, "sample_weight": [1.0, 0.5], "reduction": "sum"}
+    decision = sce.explain(X, Y, binary=True, backend=backend, **options)
+    assert (decision.chosen, decision.asked_by) == (backend, "backend=")
+    with pytest.raises(TypeError, match=r"no option 'class_weight'; .* of binary_loss_and_grad\."):
+        sce.explain(X, Y, binary=True, class_weight=[1.0, 2.0])
+    with pytest.raises(TypeError, match=r"no option 'pos_weight'; .* or with binary=True those"):
+        sce.explain(X, Y[:, 0], pos_weight=2.0)
+    with pytest.raises(sce.LabelError, match="label 2 at position"):
+        sce.explain(X, Y + 1, binary=True)

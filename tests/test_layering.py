@@ -27,6 +27,7 @@ ARROWS = {
     "second_order": {"backend", "problem", "select", "functions"},
     "jacobian": {"backend", "layout", "checks", "device", "problem", "select", "functions"},
     "binary": {"backend", "device", "layout", "checks", "problem", "select", "functions"},
+    "explanation": {"problem", "select", "functions", "binary"},
     "information": {"backend", "layout", "checks", "problem", "select", "functions"},
     "sce": {
         "settings",
@@ -36,6 +37,7 @@ ARROWS = {
         "second_order",
         "jacobian",
         "binary",
+        "explanation",
         "linear",
         "information",
     },
@@ -239,7 +241,7 @@ def test_choice_and_validation_happen_once() -> None:
     readers = {"sce.settings", "sce.machine", "sce.select", "sce.bench.cold.fresh", "sce.bench.peers.jax"}
     assert {s.module for s in CORE if reads_environment(s)} == readers
     choosers = {s.part for s in CORE if uses(s, "decide") or uses(s, "obtain")}
-    public = {"functions", "second_order", "jacobian", "binary", "linear", "information"}
+    public = {"functions", "second_order", "jacobian", "binary", "explanation", "linear", "information"}
     assert choosers <= public | {"cli", "bench"}
     assert {s.part for s in CORE if uses(s, "prepare")} <= public | {"conformance", "cli", "bench"}
 

@@ -15,7 +15,7 @@ from sce.backend import Answer, Array, Problem
 
 from . import launch, logistic, threads
 from .cache import native_function, once
-from .logistic import BLOCK, FLOATS, INTEGERS, MATRICES, PARAMETERS, SLOTS
+from .logistic import BLOCK, FLOATS, INTEGERS, MATRICES, PARAMETERS, SLOTS, WIDE
 from .memory import WITNESSES, address
 from .simd import LINE
 
@@ -65,8 +65,10 @@ def execute(problem: Problem, answer: Answer) -> None:
     assert x is not None
     assert y is not None
     ignored = problem.ignore_index
-    if problem.labels is not None and problem.labels.dtype == np.uint8 and ignored is not None:
-        ignored = ignored - 256 if 128 <= ignored < 256 else ignored if 0 <= ignored < 128 else None
+    if problem.labels is not None and ignored is not None:
+        known = np.iinfo(problem.labels.dtype)
+        inside = known.min <= ignored <= known.max
+        ignored = int(np.array(ignored, problem.labels.dtype).view(y.dtype)) if inside else None
     into = x.dtype if grad is None else grad.dtype
     dtype = "float64" if problem.dtype == "float64" else "float32"
     found = kernel(dtype, problem.dtype, y.dtype.name, into.name)
@@ -74,7 +76,7 @@ def execute(problem: Problem, answer: Answer) -> None:
     streams = grad is not None and grad.nbytes >= _PAST_CACHES and address(grad) != address(x)
     streams = streams and runs.steps[MATRICES.index("grad")][1] == into.itemsize
     block = runs.run if runs.packed and not streams else BLOCK
-    slot = (BLOCK * 8 if block == BLOCK else LINE) + LINE  # what is left of a run is less than a vector
+    slot = (BLOCK if block == BLOCK else WIDE) * 8 + LINE  # what is left of a run is less than a vector
     scratch = np.empty(_PACKED.size + 16 * runs.chunks + SLOTS * slot * workers + 2 * LINE, np.uint8)
     partial = address(scratch) + _PACKED.size
     partial += -partial % 64
@@ -92,6 +94,7 @@ def execute(problem: Problem, answer: Answer) -> None:
         "past_caches": streams,
         "ignores": ignored is not None,
         "ignored": ignored or 0,
+        "plain": _plain(problem, answer, arrays),
     }
     t = problem.temperature
     floats = {
@@ -116,6 +119,23 @@ def execute(problem: Problem, answer: Answer) -> None:
     launch.launch(found.address, address(scratch), runs.chunks, workers)
     if problem.reduce and answer.loss is not None:
         answer.loss[0] = launch.sum_up(partial, runs.chunks)[0]
+
+
+def _plain(problem: Problem, answer: Answer, arrays: tuple[Array | None, ...]) -> bool:
+    """Are all numbers such that float32 holds them and their products, as it is with the defaults?"""
+    _, y, u, w, _, hess = arrays
+    return (
+        problem.dtype != "float64"
+        and (problem.labels is not None or (y is not None and y.dtype != np.float64))
+        and u is None
+        and w is None
+        and hess is None
+        and problem.pos_weight == problem.temperature == 1
+        and problem.label_smoothing == 0
+        and (answer.loss is None or problem.reduce or problem.denominator == 1)
+        and bool(problem.denominator)
+        and 2.0**-80 < abs(problem.grad_scale / problem.denominator) < 2.0**80
+    )
 
 
 def _arrays(problem: Problem, answer: Answer) -> tuple[Array | None, ...]:

@@ -1,7 +1,7 @@
-"""Loss, gradient and Hessian of one logit per element: all of it in vectors of float64.
+"""Loss, gradient and Hessian of one logit per element, four lines at once. Docs/math.md has the formulas.
 
-Float32 logits, too: with short polynomials eight exponentials, a quotient and a logarithm are some seventy
-operations, and a float32 answer is rounded once. Docs/math.md has the formulas.
+Float32 logits without options are computed in float32, with second words where a rounding would show; with
+options, weights or a Hessian what follows the exponential is float64, because a weight may be any number.
 
 Arrays lie in runs of elements that are equally far apart. What has gaps is brought together a block at a
 time; so is a gradient that streams past the caches, because the lanes of the sum must not depend on its
@@ -19,18 +19,20 @@ from numba.extending import overload
 
 from . import simd
 from .cache import inline, jit
-from .memory import copy_bytes, fence, get, put, size_of, view_of_records
+from .memory import copy_bytes, fence, get, narrow, put, size_of, view_of_records
 from .simd import (
     F32,
-    LINE,
+    F64,
     first,
     fused,
-    joined,
+    halves,
     load,
     load_labels,
+    narrowed,
     select,
-    splat,
+    several,
     store,
+    widened,
 )
 from .transforms import scaled
 from .vector_math import (
@@ -38,11 +40,11 @@ from .vector_math import (
     exponential,
     finish,
     log1p,
+    logistic,
     shifted_by,
-    short_exponential,
-    short_log1p_of_unit,
 )
 
+WIDE, OPTIONS = 64, 32  # elements at once: four lines of float32, or of float64
 BLOCK = 2048  # elements that are brought together at once
 MATRICES = ("logits", "target", "sample_weight", "pos_weight", "grad", "hess_diag")
 SLOTS = len(MATRICES) + 1  # of a worker's scratch: those, and the losses
@@ -56,6 +58,7 @@ INTEGERS = (
     "slot",  # bytes of scratch for each
     "past_caches",
     "ignores", "ignored",
+    "plain",  # float32 will do: no options, weights, or Hessian
 )  # fmt: skip
 FLOATS = (
     "denominator", "unit",  # infinite and 0 for an empty mean
@@ -73,7 +76,8 @@ PARAMETERS = np.dtype(
 _tuple_of: Any = namedtuple  # mypy wants the names written out
 Places = _tuple_of("Places", (*MATRICES, "loss"))
 # Values, because what lies in memory would be read again after each store.
-Constants = _tuple_of("Constants", (*FLOATS, "ignores", "ignored"))
+Constants = _tuple_of("Constants", (*FLOATS, "ignores", "ignored", "plain", "factor", "factor_lo"))
+LABELS = (nb.int8, nb.int32, nb.int64)
 
 # Witnesses as in tiles.py: `one` of the compute dtype, `of`, `y_of` and `into` of logits, target and gradient
 # in memory. All else is asked at run time: a branch that always goes the same way costs nothing beside a
@@ -81,82 +85,115 @@ Constants = _tuple_of("Constants", (*FLOATS, "ignores", "ignored"))
 
 
 def target_of(y_of: Any, address: Any, c: Any, s: Any) -> Any:
-    """(y, s) of eight elements: s = 0 where the label is ignored, y is NaN where it is none."""
+    """(y, s) of some elements: s = 0 where the label is ignored, y is NaN where it is none."""
 
 
 @overload(target_of, jit_options={"forceinline": True})
 def _target_of(y_of: Any, address: Any, c: Any, s: Any) -> Any:
-    if y_of not in (nb.int8, nb.int32, nb.int64):
+    if y_of not in LABELS:
 
         def probability(y_of: Any, address: Any, c: Any, s: Any) -> Any:
-            return load(y_of, address, 0.0), s
+            return load(y_of, address, s), s
 
         return probability
 
     def label(y_of: Any, address: Any, c: Any, s: Any) -> Any:
-        y, is_ignored = load_labels(y_of, address, c.ignored)
+        is_one, known, ignored = load_labels(y_of, address, s, c.ignored)
         if c.ignores:
-            s = select(is_ignored, splat(0.0), s)
-        return y, s
+            s = select(ignored, 0.0, s)
+        return select(is_one, 1.0, select(known, several(0.0), np.nan)), s
 
     return label
 
 
-def parts_of(one: Any, x: Any, c: Any) -> Any:
-    """(z, log(1 + e), p of the likelier class, of the other) with e = exp(-|z|), z = x / T.
-
-    The likelier is 1 / (1 + e), and the other e times that: no difference of nearly equal numbers.
-    """
-
-
-@overload(parts_of, jit_options={"forceinline": True})
-def _parts_of(one: Any, x: Any, c: Any) -> Any:
-    def for32(one: Any, x: Any, c: Any) -> Any:
-        z = x * c.by
-        e = short_exponential(select(z > 0.0, -z, z))
-        sure = 1.0 / (e + 1.0)
-        return z, short_log1p_of_unit(e), sure, e * sure
-
-    def for64(one: Any, x: Any, c: Any) -> Any:
-        z, lo = scaled(x, splat(c.by), splat(c.by_lo))
-        shift, floor = shifted_by(0.0, 1.0)
-        up = z > 0.0
-        e = exponential(select(up, -z, z), select(up, -lo, lo), splat(shift), splat(floor))
-        total = e + 1.0
-        lost = difference_error(e, splat(-1.0), total)
-        sure = 1.0 / total
-        sure_lo = sure * (fused(-sure, total, splat(1.0)) - sure * lost)
-        return z, log1p(e), sure + sure_lo, fused(e, sure, e * sure_lo)
-
-    return for32 if one == F32 else for64
+@inline(fastmath=())
+def masses(c: Any, y_of: Any, at: Any, k: Any, n: Any) -> Any:
+    """(s, q_1, q_0) of the elements from the k-th on; from the n-th on s is 0."""
+    s = several(c.unit)
+    if at.sample_weight:
+        s = load(1.0, at.sample_weight + k * 8, s) / c.denominator
+    y, s = target_of(y_of, at.target + k * size_of(y_of), c, s)
+    if n - k < OPTIONS:
+        s = select(first(s, n - k), s, 0.0)
+    weight = several(c.pos_weight_of_all)
+    if at.pos_weight:
+        weight = load(1.0, at.pos_weight + k * 8, s)
+    return s, weight * fused(y, c.keep, c.spread), fused(1.0 - y, c.keep, c.spread)
 
 
 @inline(fastmath=())  # or a vector and a rest of one might fuse other operations, and differ
-def answer(c: Any, of: Any, y_of: Any, one: Any, at: Any, k: Any, n: Any) -> Any:
-    """(loss, gradient, Hessian) of the eight elements from the k-th on; of n the others are 0."""
-    s = splat(c.unit)
-    if at.sample_weight:
-        s = load(1.0, at.sample_weight + k * 8, 1.0) / c.denominator
-    y, s = target_of(y_of, at.target + k * size_of(y_of), c, s)
-    s = select(first(0.0, n - k), s, splat(0.0))
-    weight = splat(c.pos_weight_of_all)
-    if at.pos_weight:
-        weight = load(1.0, at.pos_weight + k * 8, 1.0)
-    q1 = weight * fused(y, c.keep, splat(c.spread))
-    q0 = fused(1.0 - y, c.keep, splat(c.spread))
+def answer(c: Any, s: Any, q1: Any, q0: Any, z: Any, cost: Any, sure: Any, other: Any) -> Any:
+    """(loss, gradient, Hessian), all of float64.
 
-    z, cost, sure, other = parts_of(one, load(of, at.logits + k * size_of(of), 0.0), c)
-    up = z > 0.0
-    prob, rest = select(up, sure, other), select(up, other, sure)
-    nothing, zero = other - other, splat(0.0)  # but NaN where z is
-    of_1 = select(q1 != 0.0, q1 * (cost + select(up, zero, -z)), nothing)  # 0 * inf = 0
-    of_0 = select(q0 != 0.0, q0 * (cost + select(up, z, zero)), nothing)
-    here = s != 0.0
-    loss = select(here, s * (of_1 + of_0), zero)
-    grad = select(here, (s * c.of_grad) * fused(q0, prob, -(q1 * rest)), zero)
-    hess = (s * c.of_hess) * ((q0 + q1) * (prob * rest))
-    hess = select(here, select(hess < c.hess_min, splat(c.hess_min), hess), zero)
-    return loss, grad, hess
+    cost is log(1 + e) with e = exp(-|z|), sure the likelier class's p, 1 / (1 + e), and other e times that.
+    """
+    up, here = z > 0.0, s != 0.0
+    q_sure, q_other = select(up, q1, q0), select(up, q0, q1)
+    mass = q0 + q1
+    loss = s * fused(mass, cost, select(q_other != 0.0, q_other * abs(z), 0.0))  # 0 * inf = 0
+    grad = (s * c.of_grad) * fused(q_other, sure, -(q_sure * other))
+    hess = (s * c.of_hess) * (mass * (sure * other))
+    hess = select(hess < c.hess_min, c.hess_min, hess)
+    return select(here, loss, 0.0), select(here, select(up, grad, -grad), 0.0), select(here, hess, 0.0)
+
+
+def plain(c: Any, y_of: Any, address: Any, x: Any) -> Any:
+    """(loss, gradient) of float32 logits without options, the loss not yet divided by D.
+
+    The error of a gradient is that of e, and of one rounding.
+    """
+
+
+@overload(plain, jit_options={"forceinline": True})
+def _plain(c: Any, y_of: Any, address: Any, x: Any) -> Any:
+    if y_of not in LABELS:
+
+        def of_probabilities(c: Any, y_of: Any, address: Any, x: Any) -> Any:
+            y = load(y_of, address, x)
+            e, e_lo, cost, i, i_lo = logistic(-abs(x), None)
+            up = x > 0.0
+            q_sure, q_other = select(up, y, 1.0 - y), select(up, 1.0 - y, y)
+            loss = select(q_other != 0.0, fused(q_other, abs(x), cost), cost)  # 0 * inf = 0
+            grad = slope(c, fused(-q_sure, e, q_other), -(q_sure * e_lo), i, i_lo)
+            return loss, select(up, grad, -grad)
+
+        return of_probabilities
+
+    def of_labels(c: Any, y_of: Any, address: Any, x: Any) -> Any:
+        is_one, known, ignored = load_labels(y_of, address, x, c.ignored)
+        wrong = select(is_one, -x, x)  # the margin by which the other class is the likelier
+        # Not `select(known, x, nan)`: a masked load that misses the TLB takes a hundred times as long.
+        e, e_lo, cost, i, i_lo = logistic(select(known, -abs(x), np.nan), None)
+        up = wrong > 0.0
+        loss = cost + select(up, wrong, 0.0)
+        grad = slope(c, select(up, 1.0, e), select(up, 0.0, e_lo), i, i_lo)
+        grad = select(is_one, -grad, grad)
+        if c.ignores:
+            loss, grad = select(ignored, 0.0, loss), select(ignored, 0.0, grad)
+        return loss, grad
+
+    return of_labels
+
+
+@inline(fastmath=())
+def slope(c: Any, mass: Any, mass_lo: Any, i: Any, i_lo: Any) -> Any:
+    """mass * i times the gradient's factor, rounded once."""
+    p = mass * i
+    p_lo = fused(mass_lo, i, fused(mass, i_lo, fused(mass, i, -p)))
+    return fused(p, c.factor, fused(p_lo, c.factor, p * c.factor_lo))
+
+
+@inline(fastmath=())
+def plain_step(c: Any, of: Any, y_of: Any, into: Any, at: Any, k: Any) -> Any:
+    """The WIDE elements from the k-th on to where they go; the sum of their losses, as `step`."""
+    x = load(of, at.logits + k * size_of(of), several(F32(1.0)))
+    loss, grad = plain(c, y_of, at.target + k * size_of(y_of), x)
+    if at.grad:
+        store(into, at.grad + k * size_of(into), grad)
+    if at.loss:
+        store(F32(1.0), at.loss + k * 4, loss)
+    first_half, last = halves(loss)
+    return first_half + last
 
 
 def step(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
@@ -169,25 +206,40 @@ def step(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: An
 @overload(step, jit_options={"forceinline": True, "error_model": "numpy"})
 def _step(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
     def for32(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
-        loss_a, grad_a, hess_a = answer(c, of, y_of, one, at, k, n)
-        loss_b, grad_b, hess_b = answer(c, of, y_of, one, at, k + 8, n)
+        """exp, log and quotient are of float32, all else of float64: z, too, and lo is what z lacks of it."""
+        s, q1, q0 = masses(c, y_of, at, k, n)
+        exact = load(of, at.logits + k * size_of(of), s) * c.by
+        z = narrowed(exact)
+        lo = narrowed(exact - widened(z))
+        e, _, cost, i, i_lo = logistic(-abs(z), select(z > 0.0, -lo, lo))
+        sure = widened(i) + widened(i_lo)
+        loss, grad, hess = answer(c, s, q1, q0, exact, widened(cost), sure, widened(e) * sure)
         if at.grad:
-            store(into, at.grad + k * size_of(into), joined(grad_a, grad_b))
+            store(into, at.grad + k * size_of(into), narrowed(grad))
         if at.hess_diag:
-            store(of, at.hess_diag + k * size_of(of), joined(hess_a, hess_b))
+            store(of, at.hess_diag + k * size_of(of), narrowed(hess))
         if at.loss:
-            store(one, at.loss + k * 4, joined(loss_a, loss_b))
-        return loss_a + loss_b
+            store(one, at.loss + k * 4, narrowed(loss))
+        return loss
 
     def for64(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, k: Any, n: Any) -> Any:
-        found, slope, curve = answer(c, of, y_of, one, at, k, n)
+        s, q1, q0 = masses(c, y_of, at, k, n)
+        z, lo = scaled(load(of, at.logits + k * 8, s), c.by, c.by_lo)
+        shift, floor = shifted_by(0.0, 1.0)
+        e = exponential(-abs(z), select(z > 0.0, -lo, lo), shift, floor)
+        total = e + 1.0
+        lost = difference_error(e, -1.0, total)
+        i = 1.0 / total
+        i_lo = i * (fused(-i, total, 1.0) - i * lost)
+        other = fused(e, i, e * i_lo)
+        loss, grad, hess = answer(c, s, q1, q0, z, log1p(e), i + i_lo, other)
         if at.grad:
-            store(into, at.grad + k * 8, slope)
+            store(into, at.grad + k * 8, grad)
         if at.hess_diag:
-            store(of, at.hess_diag + k * 8, curve)
+            store(of, at.hess_diag + k * 8, hess)
         if at.loss:
-            store(one, at.loss + k * 8, found)
-        return found
+            store(one, at.loss + k * 8, loss)
+        return loss
 
     return for32 if one == F32 else for64
 
@@ -206,9 +258,34 @@ def elements(
     c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, total: Any, error: Any
 ) -> Any:  # fmt: skip
     """n elements that lie one after the other, in whole vectors; their losses onto the sum."""
-    for k in range(0, n, LINE // size_of(one)):
+    for k in range(0, n, OPTIONS):
         total, error = added(one, total, error, step(c, of, y_of, one, into, at, k, n))
     return total, error
+
+
+def plain_elements(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, total: Any) -> Any:
+    """`elements` without options, in float32."""
+
+
+@overload(plain_elements, jit_options={"error_model": "numpy"})
+def _plain_elements(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, total: Any) -> Any:
+    def for32(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, total: Any) -> Any:
+        for k in range(0, n, WIDE):
+            total = total + plain_step(c, of, y_of, into, at, k)
+        return total
+
+    def for64(c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, total: Any) -> Any:
+        return total
+
+    return for32 if one == F32 and y_of != F64 else for64
+
+
+@jit()
+def fill(of: Any, y_of: Any, x: Any, y: Any, n: Any) -> None:
+    """What follows n elements in scratch costs nothing: it is sure, and right."""
+    for k in range(n, WIDE):
+        put(of, x + k * size_of(of), narrow(F32(-np.inf), of))
+        put(y_of, y + k * size_of(y_of), 0)
 
 
 @jit()
@@ -242,7 +319,7 @@ def run(
     p: Any, c: Any, of: Any, y_of: Any, one: Any, into: Any, at: Any, n: Any, total: Any, error: Any, own: Any
 ) -> Any:
     """n elements of a run, some at a time."""
-    lanes, k = LINE // size_of(one), np.int64(0)
+    lanes, k = WIDE if c.plain else OPTIONS, np.int64(0)
     while k < n:
         size = min(p.block, n - k)
         direct = size >= lanes
@@ -261,7 +338,12 @@ def run(
             room(of, to_h, p.hess_diag_step, own + 5 * p.slot, direct),
             room(one, to_loss, size_of(one), own + 6 * p.slot, direct),
         )
-        total, error = elements(c, of, y_of, one, into, here, size, total, error)
+        if c.plain:
+            if not direct:
+                fill(of, y_of, here.logits, here.target, size)
+            total = plain_elements(c, of, y_of, one, into, here, size, total)
+        else:
+            total, error = elements(c, of, y_of, one, into, here, size, total, error)
         taken(into, to_g, p.grad_step, size, here.grad, p.past_caches)
         taken(of, to_h, p.hess_diag_step, size, here.hess_diag, False)
         taken(one, to_loss, size_of(one), size, here.loss, False)
@@ -275,13 +357,15 @@ def work(
 ) -> None:  # fmt: skip
     """Chunks begin .. end. Moves logit and target in, and gradient and Hessian out."""
     p = view_of_records(PARAMETERS, parameters)[0]
+    factor = p.unit * p.of_grad
+    factor_lo = np.float32(factor - np.float64(np.float32(factor)))
     c = Constants(
         p.denominator, p.unit, p.by, p.by_lo, p.pos_weight_of_all, p.keep, p.spread, p.of_grad, p.of_hess,
-        p.hess_min, p.ignores, p.ignored,
+        p.hess_min, p.ignores, p.ignored, p.plain, np.float32(factor), factor_lo,
     )  # fmt: skip
     own = p.scratch + worker * SLOTS * p.slot
     for chunk in range(begin, end):
-        total, error = splat(0.0), splat(0.0)
+        total, error = several(0.0), several(0.0)
         row, last, start, stop = chunk * p.chunk, min(p.outer, (chunk + 1) * p.chunk), np.int64(0), p.run
         if p.pieces > 1:
             row = chunk // p.pieces
@@ -299,7 +383,8 @@ def work(
                 p.loss + (r * p.run + start) * size_of(one) if p.loss else np.int64(0),
             )
             total, error = run(p, c, of, y_of, one, into, at, stop - start, total, error, own)
-        put(1.0, p.partial + chunk * 16, finish(simd.total(total), simd.total(error)))
+        loss = finish(simd.total(total), simd.total(error))
+        put(1.0, p.partial + chunk * 16, loss * p.unit if p.plain else loss)
         put(1.0, p.partial + chunk * 16 + 8, 0.0)
     if p.past_caches:
         fence()

@@ -31,14 +31,19 @@ _WORD = ir.IntType(32)
 
 
 class Vector(nb.types.Type):
-    """A cache line of numbers."""
+    """A cache line of numbers, or several."""
 
-    def __init__(self, of: Any) -> None:
-        self.of, self.lanes = of, LINE * 8 // of.bitwidth
+    def __init__(self, of: Any, lines: int = 1) -> None:
+        self.of, self.lanes = of, lines * LINE * 8 // of.bitwidth
         super().__init__(f"vector of {self.lanes} {of}")
 
     def can_convert_from(self, typingctx: Any, other: Any) -> Any:
         return Conversion.safe if isinstance(other, nb.types.Number) else None
+
+
+def _like(one: Any) -> Vector:
+    """The vector of a number's type; of a vector its own."""
+    return one if isinstance(one, Vector) else Vector(one)
 
 
 class Mask(nb.types.Type):
@@ -111,6 +116,7 @@ _operator(operator.sub, lambda builder, a, b: builder.fsub(a, b))
 _operator(operator.mul, lambda builder, a, b: builder.fmul(a, b))
 _operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))
 _operator(operator.neg, lambda builder, a: builder.fneg(a), arguments=1)
+_operator(abs, lambda builder, a: _call(builder, f"llvm.fabs.{_name(a.type)}", a.type, [a]), arguments=1)
 _operator(operator.lt, lambda builder, a, b: builder.fcmp_ordered("<", a, b), compares=True)
 _operator(operator.gt, lambda builder, a, b: builder.fcmp_ordered(">", a, b), compares=True)
 _operator(operator.eq, lambda builder, a, b: builder.fcmp_ordered("==", a, b), compares=True)
@@ -149,9 +155,16 @@ def splat(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
+def several(typingctx: Any, x: Any) -> Any:
+    """A number in every lane of four lines, for `one`. What waits for itself then has something to do."""
+    t = Vector(x, 4)
+    return t(x), lambda context, builder, signature, args: _splat(builder, args[0], t.lanes)
+
+
+@intrinsic
 def first(typingctx: Any, one: Any, n: Any) -> Any:
     """The mask of the lanes before n, which may be any number."""
-    lanes = Vector(one).lanes
+    lanes = _like(one).lanes
     return Mask(lanes)(one, nb.int64), lambda context, builder, signature, args: _before(
         builder, args[1], lanes
     )
@@ -254,8 +267,8 @@ def total(typingctx: Any, x: Any) -> Any:
 
 @intrinsic
 def halves(typingctx: Any, x: Any) -> Any:
-    """The first and the last 8 of 16 float32 as float64."""
-    wide = Vector(F64)
+    """The first and the last half of a vector's float32 as float64."""
+    wide = Vector(F64, x.lanes * 4 // LINE)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         part = ir.VectorType(_WORD, wide.lanes)
@@ -271,8 +284,22 @@ def halves(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
-def joined(typingctx: Any, a: Any, b: Any) -> Any:
+def widened(typingctx: Any, x: Any) -> Any:
+    """All of a vector's float32 as float64, in twice as many lines."""
+    wide = Vector(F64, x.lanes * 8 // LINE)
+    return wide(x), lambda context, builder, signature, args: builder.fpext(args[0], _ir(wide))
+
+
+@intrinsic
+def narrowed(typingctx: Any, x: Any) -> Any:
     """The way back, rounded."""
+    short = Vector(F32, x.lanes * 4 // LINE)
+    return short(x), lambda context, builder, signature, args: builder.fptrunc(args[0], _ir(short))
+
+
+@intrinsic
+def joined(typingctx: Any, a: Any, b: Any) -> Any:
+    """Two halves again, rounded."""
     narrow = Vector(F32)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -332,13 +359,14 @@ def _narrow(builder: Any, of: Any, value: Any) -> Any:
 @intrinsic
 def load(typingctx: Any, of: Any, address: Any, one: Any) -> Any:
     """The vector at an address."""
-    t = _memory_type(of, Vector(one).lanes)
+    vector = _like(one)
+    t = _memory_type(of, vector.lanes)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = builder.inttoptr(args[1], t.as_pointer())
-        return _widen(builder, of, builder.load(place, align=of.bitwidth // 8), one)
+        return _widen(builder, of, builder.load(place, align=of.bitwidth // 8), vector.of)
 
-    return Vector(one)(of, nb.int64, one), codegen
+    return vector(of, nb.int64, one), codegen
 
 
 def _before(builder: Any, n: Any, lanes: int) -> Any:
@@ -390,25 +418,23 @@ def load_integers(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
-def load_labels(typingctx: Any, of: Any, address: Any, ignored: Any) -> Any:
-    """(y, is it ignored) of 8 integers: y is 0 or 1 in float64, or NaN for another label.
+def load_labels(typingctx: Any, of: Any, address: Any, one: Any, ignored: Any) -> Any:
+    """The masks (is 1, is 0 or 1, is the ignored one) of a vector's integers; `ignored` is one of their type.
 
-    Compared as 64-bit integers: floats would take 2^60 + 1 for 2^60.
+    Compared as the integers they are: floats would take 2^60 + 1 for 2^60.
     """
-    wide, lanes = Vector(F64), 8
+    lanes = _like(one).lanes
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        t, whole = ir.VectorType(ir.IntType(of.bitwidth), lanes), ir.VectorType(ir.IntType(64), lanes)
+        t = ir.VectorType(ir.IntType(of.bitwidth), lanes)
         value = builder.load(builder.inttoptr(args[1], t.as_pointer()), align=of.bitwidth // 8)
-        if of.bitwidth < 64:
-            value = builder.sext(value, whole) if of.signed else builder.zext(value, whole)
-        numbers = [_constant(_ir(wide), [x] * lanes) for x in (1.0, 0.0, float("nan"))]
-        ones, zeros = (builder.icmp_signed("==", value, _constant(whole, [k] * lanes)) for k in (1, 0))
-        y = builder.select(ones, numbers[0], builder.select(zeros, numbers[1], numbers[2]))
-        skip = builder.icmp_signed("==", value, _splat(builder, args[2], lanes))
-        return context.make_tuple(builder, signature.return_type, [y, skip])
+        skipped = builder.trunc(args[3], t.element) if of.bitwidth < 64 else args[3]
+        ones, zeros = (builder.icmp_signed("==", value, _constant(t, [k] * lanes)) for k in (1, 0))
+        skip = builder.icmp_signed("==", value, _splat(builder, skipped, lanes))
+        masks = [ones, builder.or_(ones, zeros), skip]
+        return context.make_tuple(builder, signature.return_type, masks)
 
-    return nb.types.Tuple((wide, Mask(lanes)))(of, nb.int64, nb.int64), codegen
+    return nb.types.UniTuple(Mask(lanes), 3)(of, nb.int64, one, nb.int64), codegen
 
 
 @intrinsic
