@@ -182,7 +182,8 @@ def log_softmax_vjp(
     """v^T J, what backpropagation through log-softmax does: (v - p sum(v)) / T, in the shape and dtype of x.
 
     It is the gradient of the cross-entropy for the distribution v, with the opposite sign; NaN in v makes its
-    row NaN. `out` may be x, but not v. Arguments and errors are those of `softmax_jvp`.
+    row NaN. `out` may be x, but not v. Accurate relative to |v| and p |sum(v)|, as a gradient is. Arguments
+    and exceptions are those of `softmax_jvp`.
 
     >>> import sce
     >>> sce.log_softmax_vjp([0.0, 0.0], [1.0, 3.0])

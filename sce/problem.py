@@ -215,9 +215,9 @@ def sight(given: Sequence[Any], asked: tuple[Any, ...]) -> Sight | None:
     seen = glance(given)
     if seen is None:
         return None
-    over = 0, 0
-    if given[-1] is not None:  # of several arrays, `out` may lie over the logits, over v, or over both
-        over = seen.at.index(seen.at[-1]), seen.at.count(seen.at[-1])
+    over: tuple[int, ...] = ()
+    if given[-1] is not None:  # `out` may lie over the logits, over v, or over both, and over nothing else
+        over = tuple(i for i, at in enumerate(seen.at) if at == seen.at[-1])
     return Sight((seen.common, asked, tuple(map(type, asked)), over), seen.at, seen.stream)
 
 

@@ -110,9 +110,12 @@ def test_other_narrow_types_are_not_taken_for_lost_bfloat16():
 
 def test_the_unary_functions_check_the_same():
     for function in (sce.softmax, sce.log_softmax, sce.logsumexp):
-        for x in (np.arange(3), np.zeros((2, 0)), 3.0, X.astype(complex), np.ma.array(X), X.astype(object)):
+        for x in (np.arange(3), X.astype(complex), np.ma.array(X), X.astype(object)):
             kind, words = complaint(lambda: function(x))  # noqa: B023
-            assert kind is (ValueError if "class" in words else TypeError), words
+            assert kind is TypeError, words
+        for x in (np.zeros((2, 0)), 3.0):
+            with pytest.raises(ValueError, match="class"):
+                function(x)
         for options in (
             {"axis": 2},
             {"axis": 1.0},

@@ -70,7 +70,7 @@ def test_the_bare_products_are_those_of_a_call(monkeypatch):
         spied = spy(name)
         monkeypatch.setattr(products, name, spied)
         monkeypatch.setattr(linear.host, name, spied)
-    monkeypatch.setattr(linear.host, "_MOST", 10 * 4 * TINY.c)
+    monkeypatch.setattr(linear.chunks, "_MOST", 10 * 4 * TINY.c)
     calls = linear.Ours().prepare(inputs(TINY)).calls
     for call in ("gradients", "likelihood"):
         seen.clear()

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 import sce
 from sce import conformance, machine, registry
+from sce.backend import JACOBIANS
 from sce.cli import agreement
 from sce.cli.app import app
 from sce.cli.check import as_json, check, choose
@@ -516,8 +517,10 @@ def test_check_lists_skips_by_reason(few_cases: tuple[Any, ...], wrong: Callable
     found = run("check", "--backend", backend)
     assert found.status == 1
     binary = sum(case.function == "binary" for case in few_cases)
-    assert f"{backend} skipped {len(few_cases) - binary}: takes nothing." in found.out
+    jacobians = sum(case.function in JACOBIANS for case in few_cases)
+    assert f"{backend} skipped {len(few_cases) - binary - jacobians}: takes nothing." in found.out
     assert f"{backend} skipped {binary}: it takes no binary problems." in found.out
+    assert f"{backend} skipped {jacobians}: it forms no Jacobians." in found.out
 
 
 def test_check_reports_progress(few_cases: tuple[Any, ...]) -> None:

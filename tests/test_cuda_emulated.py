@@ -27,7 +27,8 @@ from sce_backends.cuda.emulate import NULL, Device, Fault, Pointer
 HOME = Path(sce_backends.cuda.__file__).parent
 SMALL = 1200  # elements: a thread costs tens of microseconds here
 STRIDE = 29  # of the small cases of each group
-GROUPS = tuple(dict.fromkeys(case.group for case in conformance.cases()))
+# Jacobians are products there, rows of one problem: tests/test_cuda_arrays.py holds them to the reference.
+GROUPS = tuple(dict.fromkeys(c.group for c in conformance.cases() if c.group != "Jacobians"))
 
 
 def selection(group, start=0):

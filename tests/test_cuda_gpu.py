@@ -365,6 +365,15 @@ def test_streams_change_from_call_to_call(world, on):
     assert [event[2] for event in world.events if event[0] == "allocate"] == [5, 6, 5]
 
 
+def test_where_out_may_lie_is_asked_of_each_call(world, on):
+    """Over the logits and v it may, and that is remembered; over as many, one of them the target, not."""
+    x, q, v = (on(m) for m in matrices(3))
+    sce.hvp(x, q, x, out=x, backend="cuda")
+    for given in ((x, x, v), (v, x, x)):
+        with pytest.raises(ValueError, match="out overlaps target"):
+            sce.hvp(*given, out=x, backend="cuda")
+
+
 def test_an_array_is_worked_on_where_it_is(world, on):
     """On its own device, whatever is current, and what is current stays so."""
     x, y = rng.normal(size=(5, 7)).astype("f4"), rng.integers(0, 7, 5)

@@ -12,7 +12,7 @@ import pytest
 
 import sce
 from sce import LinearGrad, registry
-from sce.linear import host, products
+from sce.linear import chunks, host, products
 
 N, D, C = 23, 6, 5
 rng = np.random.default_rng(3)
@@ -89,7 +89,7 @@ def scipy(request, monkeypatch):
 def test_a_chunk_of_few_classes_lies_class_after_class():
     memory = np.empty(4096)
     for classes, features, by_class in ((64, 48, True), (65, 48, False), (64, 47, False)):
-        z = host.matrix_in(memory, 20, np.empty((features, classes)))
+        z = chunks.matrix_in(memory, 20, np.empty((features, classes)))
         assert z.shape == (20, classes)
         assert z.T.flags.c_contiguous == by_class
         assert z.flags.c_contiguous != by_class

@@ -27,8 +27,7 @@ def numbers(dtype: Any) -> tuple[NDArray[Any], ...]:
 @pytest.fixture(params=["one chunk", "chunks", "nothing kept"])
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "one chunk":
-        for name, value in {"_CHUNK": 1, "_SPARSE_CHUNK": 1, "_ENOUGH": 8}.items():
-            monkeypatch.setattr(bound, name, value)
+        monkeypatch.setattr(bound, "_step", lambda X, classes: 8)
     if request.param == "nothing kept":
         monkeypatch.setattr(bound, "_KEPT", 0)
     return str(request.param)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sce.backend import Array
-from sce.linear import LinearGrad, host, linear_cross_entropy, linear_loss_and_grad, products
+from sce.linear import LinearGrad, chunks, host, linear_cross_entropy, linear_loss_and_grad, products
 from sce.linear.model import model
 
 from .clock import Rounds, alternate
@@ -151,7 +151,7 @@ class Bare:
             products.multiply(x[rows], self.model.W, self._into(x[rows]))
 
     def _into(self, x: Array) -> Array:
-        return host.matrix_in(self.memory, len(x), self.model.W)
+        return chunks.matrix_in(self.memory, len(x), self.model.W)
 
 
 def too_large(task: LinearTask) -> str | None:

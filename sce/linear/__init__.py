@@ -1,7 +1,9 @@
 """The linear model: loss, gradients and Hessian-vector product of logits X W + bias that are never all there.
 
 model.py      a call's arguments, checked
-host.py       NumPy arrays and SciPy's CSR: rows in chunks
+chunks.py     how many rows are computed at once, and where their logits lie
+host.py       NumPy arrays and SciPy's CSR
+bound.py      the same rows at one W after another: for solvers
 products.py   products of matrices, and sums of them
 device.py     the same for arrays on a device
 """

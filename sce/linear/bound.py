@@ -14,13 +14,10 @@ import numpy as np
 from sce.backend import Answer, Array, Backend, Problem
 from sce.select import obtain
 
+from . import chunks
 from .model import model
 from .products import add_product, multiply
 
-# Bytes of a chunk's logits: they stay in a cache. A sparse chunk's product with X^T costs D rows, however few
-# its own are, so that there are fewer chunks.
-_CHUNK, _SPARSE_CHUNK = 8 << 20, 48 << 20
-_ENOUGH = 512  # rows from which on products are as fast as they get
 _KEPT = 64 << 20  # bytes of logits that may be kept from one Hessian-vector product to the next
 
 
@@ -68,9 +65,9 @@ class BoundRows:
     @np.errstate(all="ignore")  # NaN and infinities in a row are the answer, not a warning
     def loss_and_grad(self, W: Array, bias: Array | None, into: Array, into_bias: Array | None) -> float:
         """The loss; its gradients go `into` two arrays."""
-        backend, chunks = self._evaluation
+        backend, parts = self._evaluation
         losses = []
-        for n, chunk in enumerate(chunks):
+        for n, chunk in enumerate(parts):
             _logits(chunk.x, W, bias, chunk.logits)
             backend.run(chunk.problem, chunk.answer)
             losses.append(chunk.loss[0])
@@ -90,8 +87,8 @@ class BoundRows:
         """The Hessian, where `around` was told, times (V, v_bias)."""
         if self._at is None:
             raise ValueError("where is the Hessian? Call around(W, bias) first.")
-        backend, chunks = self._product
-        for n, chunk in enumerate(chunks):
+        backend, parts = self._product
+        for n, chunk in enumerate(parts):
             if not self._keeps:
                 _logits(chunk.x, *self._at, chunk.logits)
             _logits(chunk.x, V, v_bias, chunk.factor)
@@ -128,36 +125,25 @@ class BoundRows:
         nothing = np.broadcast_to(np.zeros((), X.dtype), (X.shape[1], classes))
         whole = model(X, nothing, self._y, bias=None, l2=0.0, outputs=outputs, **self._options).problem
         step = _step(X, classes)
-        all_logits = np.empty((X.shape[0] if keep else step, classes), X.dtype)
-        all_along = np.empty((step, classes), X.dtype) if "hvp" in outputs else all_logits
+        memory = np.empty((X.shape[0] if keep else step) * classes, X.dtype)
+        along = np.empty(step * classes, X.dtype) if "hvp" in outputs else memory
         ones = np.ones(step, X.dtype)
-        chunks = []
+        found = []
         for where, x in self._parts:
-            h = x.shape[0]
-            z, r, loss = all_logits[where if keep else slice(h)], all_along[:h], np.zeros(1)
-            some, answer = _part(whole, where, z), Answer(loss=loss, grad=z[:, None])
+            h, loss = x.shape[0], np.zeros(1)
+            z = chunks.matrix_in(memory[where.start * classes :] if keep else memory, h, nothing)
+            r = chunks.matrix_in(along, h, nothing) if "hvp" in outputs else z
+            some, answer = chunks.part(whole, where, z), Answer(loss=loss, grad=z[:, None])
             if "hvp" in outputs:
                 some, answer = some._replace(direction=r[:, None]), Answer(hvp=r[:, None])
-            chunks.append(_Chunk(x, z, r, some, answer, loss, ones[:h]))
-        return obtain(whole, self._asked), chunks
+            found.append(_Chunk(x, z, r, some, answer, loss, ones[:h]))
+        return obtain(whole, self._asked), found
 
 
 def _step(X: Any, classes: int) -> int:
     """The rows of a chunk."""
-    most = _CHUNK if isinstance(X, np.ndarray) else _SPARSE_CHUNK
-    enough: int = max(most // (classes * X.dtype.itemsize), _ENOUGH)
-    return min(enough, int(X.shape[0]))
-
-
-def _part(whole: Problem, where: slice, z: Array) -> Problem:
-    """The same problem for some of its rows."""
-    labels, weight = whole.labels, whole.sample_weight
-    return whole._replace(
-        rows=len(z),
-        logits=z[:, None],
-        labels=None if labels is None else labels[where],
-        sample_weight=None if weight is None else weight[where],
-    )
+    sparse = not isinstance(X, np.ndarray)
+    return chunks.step(X.shape[0], classes * X.dtype.itemsize, sparse=sparse)
 
 
 def _logits(x: Any, W: Array, bias: Array | None, into: Array) -> None:

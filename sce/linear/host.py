@@ -10,17 +10,11 @@ import numpy as np
 
 from sce.backend import Answer, Array, Backend, Problem
 
+from . import chunks
 from .model import LinearGrad, Model
 from .products import add_product, multiply
 
-# Bytes of a chunk's logits. Few rows make poor products, and much memory is what this is here to save.
-_CACHED, _MOST = 8 << 20, 48 << 20
-_ENOUGH = 512  # rows from which on products are as fast as they get
-_TOGETHER = 16  # rows that a BLAS likes to take together
 _SQUARED = 1 << 16  # elements of W squared at once
-# Classes up to which a chunk lies in memory class after class, and bytes of a row of X from which on: then
-# products are faster by up to a sixth, adding the bias is twice as fast, and the kernels do not mind.
-_NARROW, _DEEP = 64, 384
 
 
 class Chunk(NamedTuple):
@@ -44,7 +38,7 @@ def loss_and_grad(model: Model, backend: Backend, into: LinearGrad) -> Any:
         z = logits(model, x, model.W, model.bias, memory)
         loss = np.zeros(1) if problem.reduce else np.empty(len(z), loss_dtype)
         grad = z[:, None] if "grad" in problem.outputs else None
-        backend.run(_part(problem, where, z), Answer(loss=loss, grad=grad))
+        backend.run(chunks.part(problem, where, z), Answer(loss=loss, grad=grad))
         if each is None:
             parts.append(float(loss[0]))
         else:
@@ -79,7 +73,7 @@ def row_product(problem: Problem, hvp: Any, backend: str | None, options: dict[s
     shared = {**options, "reduction": "mean", "denominator": problem.denominator, "validate": False}
 
     def product(z: Array, r: Array, where: Any) -> Array:
-        part = _part(problem, where, z)
+        part = chunks.part(problem, where, z)
         target = part.labels if part.distribution is None else part.distribution[:, 0]
         some = {**shared, "sample_weight": part.sample_weight}
         found: Array = hvp(z, target, r, out=r, backend=backend, **some)
@@ -90,7 +84,7 @@ def row_product(problem: Problem, hvp: Any, backend: str | None, options: dict[s
 
 def logits(model: Model, x: Any, W: Array, bias: Array | None, memory: Array) -> Array:
     """x W + bias."""
-    z = multiply(x, W, matrix_in(memory, x.shape[0], W))
+    z = multiply(x, W, chunks.matrix_in(memory, x.shape[0], W))
     if bias is not None:
         z += bias
     return z
@@ -145,27 +139,13 @@ def memory_for(model: Model, step: int) -> Array:
     return np.empty(step * model.W.shape[1], model.W.dtype)
 
 
-def matrix_in(memory: Array, rows: int, W: Array) -> Array:
-    """A chunk's logits, in the order in which products with them are fastest."""
-    features, classes = W.shape
-    some = memory[: rows * classes]
-    if classes <= _NARROW and features * W.itemsize >= _DEEP:
-        return some.reshape(classes, rows).T
-    return some.reshape(rows, classes)
-
-
 def _step(model: Model, kept: Array | None, matrices: int) -> int:
     """The rows of a chunk, of which so many matrices shaped like the logits are there at a time."""
     features, classes = model.W.shape
-    row: int = matrices * classes * model.W.itemsize
-    if model.sparse:
-        enough = _MOST // row  # a chunk's product with X^T has D rows, however few its own are
-    else:
-        enough = _ENOUGH
-        if kept is not None or model.dtype != model.W.dtype:
-            row += features * model.W.itemsize  # X is copied
-    rows = min(max(_CACHED // row, enough), _MOST // row)
-    return max(1, min(rows // _TOGETHER * _TOGETHER or rows, model.problem.rows))
+    size: int = model.W.itemsize
+    copied = not model.sparse and (kept is not None or model.dtype != model.W.dtype)
+    row = matrices * classes * size
+    return chunks.step(model.problem.rows, row, sparse=model.sparse, copied=copied * features * size)
 
 
 def _chunks(model: Model, kept: Array | None, step: int) -> Iterator[Chunk]:
@@ -191,18 +171,6 @@ def _kept(problem: Problem) -> Array | None:
     if problem.ignore_index is not None:
         kept = kept & (cast(Array, problem.labels) != problem.ignore_index)
     return None if np.all(kept) else np.flatnonzero(kept)
-
-
-def _part(problem: Problem, where: Any, z: Array) -> Problem:
-    """The same problem for some of its rows, in whose logits' place their derivative will be."""
-    labels, soft, weight = problem.labels, problem.distribution, problem.sample_weight
-    return problem._replace(
-        rows=len(z),
-        logits=z[:, None],
-        labels=None if labels is None else labels[where],
-        distribution=None if soft is None else soft[where],
-        sample_weight=None if weight is None else weight[where],
-    )
 
 
 def _penalty(model: Model) -> float:

@@ -49,7 +49,8 @@ def execute(problem: Problem, answer: Answer) -> None:
     vector = _whole_lines(max(n, FEW) * 8 * block)
     # What is written in whole vectors, or for whole blocks of rows, ends after the last row.
     turned = _whole_lines(n * n * LINE) if n <= FEW else 0
-    slot = 3 * vector + turned + _whole_lines(BUFFER + (n * n * block + n) * logits.itemsize)
+    together = n * n * block if n <= FEW else n  # numbers that are put behind up to BUFFER bytes
+    slot = 3 * vector + turned + _whole_lines(BUFFER + (together + n) * logits.itemsize)
     memory = np.empty(_PACKED.size + LINE + slot * workers, np.uint8)
     begin = address(memory) + _PACKED.size
     integers = {
