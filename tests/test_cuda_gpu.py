@@ -457,9 +457,7 @@ def test_a_forked_child_is_told_to_be_spawned(world, on, monkeypatch):
     sce.loss_and_grad(x, y, backend="cuda")
     monkeypatch.setattr(absence, "started", True)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # JAX, where another test has imported it, has a word to say on any fork
+        warnings.simplefilter("ignore")  # JAX, where another test has imported it, warns of any fork
         child = os.fork()
     if not child:
         status = 1
