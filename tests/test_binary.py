@@ -402,7 +402,7 @@ BAD = {
     "masked target": ({"target": np.ma.masked_array(Y, Y > 0)}, TypeError, r"target is a masked array"),
     "text": ({"target": np.array([["a"] * 3] * 2)}, TypeError, r"target has dtype <U1: labels are integers"),
     "complex": ({"target": SOFT + 0j}, TypeError, r"dtype complex128.*probabilities one of float16"),
-    "no target": ({"target": None}, TypeError, r"target has dtype object"),
+    "no target": ({"target": None}, TypeError, r"target is None: labels are integers"),
     "a label too many": ({"target": Y[:, :2]}, ValueError, r"shape \(2, 2\); logits of shape \(2, 3\) need"),
     "transposed": ({"target": Y.T}, ValueError, r"nothing broadcasts, so reshape it with \.reshape\(2, 3\)"),
     "a column": ({"logits": X[0], "target": Y[:1].T}, ValueError, r"\.reshape\(3,\)"),
