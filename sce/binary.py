@@ -199,9 +199,9 @@ def binary_loss_grad_hess(
 
         hess = hess_scale * sample_weight / D / temperature**2 * (q_0 + q_1) * p * (1 - p)
 
-    and at least `hess_min`, if that is given, wherever an element counts; of any sign, as negative weights
-    make negative second derivatives. 1 - p is not rounded to 0. `out` is
-    where the gradient goes. Boosting wants reduction="sum", which divides nothing.
+    and at least `hess_min`, if that is given, wherever an element counts. It may be negative, as are second
+    derivatives under negative weights. 1 - p is not rounded to 0. `out` is where the gradient goes. Boosting
+    wants reduction="sum", which divides nothing.
 
     >>> import numpy as np, sce
     >>> margins, labels = np.array([0.0, 3.0]), np.array([True, False])
