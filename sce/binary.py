@@ -64,9 +64,11 @@ def binary_loss_and_grad(
         logit is sure: it costs 0 or an infinite loss.
     target:
         Shaped like the logits; nothing broadcasts. Labels: integers 0 or 1, or truth values. Or the
-        probabilities of class 1: floating; not checked, a y outside [0, 1] is taken at its word.
+        probabilities of class 1: floating; not checked, a y outside [0, 1] is taken at its word. So labels -1
+        and 1 are an error as integers, and silently another loss as floats: pass target > 0.
     pos_weight:
-        The weight of class 1: a finite number, or one for each of the last axis' labels, (L,).
+        The weight of class 1: a finite number, or one for each of the last axis' labels, (L,). Like class
+        weights it may be negative.
     sample_weight:
         Finite reals shaped like the logits, or like the logits without the last axis: then each holds for
         all labels of its sample. May be negative; 0 leaves the element out.
@@ -197,8 +199,9 @@ def binary_loss_grad_hess(
 
         hess = hess_scale * sample_weight / D / temperature**2 * (q_0 + q_1) * p * (1 - p)
 
-    and at least `hess_min`, if that is given, wherever an element counts. 1 - p is not rounded to 0. `out` is
-    where the gradient goes. Boosting wants reduction="sum", which divides nothing.
+    and at least `hess_min`, if that is given, wherever an element counts. It may be negative, as are second
+    derivatives under negative weights. 1 - p is not rounded to 0. `out` is where the gradient goes. Boosting
+    wants reduction="sum", which divides nothing.
 
     >>> import numpy as np, sce
     >>> margins, labels = np.array([0.0, 3.0]), np.array([True, False])

@@ -67,10 +67,31 @@ def target(value: Any, shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> A
             raise ValueError(_soft_shape(y.shape, shape, rows_shape))
     else:
         raise TypeError(
-            f"target has dtype {y.dtype}: class indices are integers (shape {rows_shape}),"
-            f" distributions one of {', '.join(DTYPES)} (shape {shape})."
+            f"{not_numbers('target', y)}: class indices are integers (shape {rows_shape}),"
+            f" distributions one of {', '.join(DTYPES)} (shape {shape}).{as_numbers('target', y)}"
         )
     return y
+
+
+def not_numbers(name: str, y: Array) -> str:
+    """What a target is instead of integers or reals."""
+    return f"{name} is None" if _none(y) else f"{name} has dtype {y.dtype}"
+
+
+def as_numbers(name: str, y: Array) -> str:
+    """What its caller can do, or ""."""
+    if _none(y) or y.dtype.kind == "c":
+        return ""
+    if y.dtype.kind == "b":
+        return f" Convert it: {name}.astype(int)."
+    if y.dtype.kind == "f":
+        return f" Convert it: {name}.astype(np.float64)."
+    hint = f" Names of classes become indices by np.unique({name}, return_inverse=True)[1]"
+    return hint + (f", integers kept as objects by {name}.astype(int)." if y.dtype.kind == "O" else ".")
+
+
+def _none(y: Array) -> bool:
+    return y.dtype.kind == "O" and y.ndim == 0 and y[()] is None
 
 
 def direction(value: Any, shape: tuple[int, ...]) -> Array:
@@ -89,13 +110,30 @@ def direction(value: Any, shape: tuple[int, ...]) -> Array:
 def _index_shape(got: tuple[int, ...], shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> str:
     text = f"target of class indices has shape {got}; logits of shape {shape} need {rows_shape}"
     if got == shape:
-        return f"{text}. For a distribution per row convert it with .astype(logits.dtype)."
+        return f"{text}.{_one_label_each(got)}"
     for k in range(len(shape)):
         if shape[:k] + shape[k + 1 :] == got:
             return f"{text}. It fits axis={k}: is that the class axis?"
     if math.prod(got) == math.prod(rows_shape):
-        return f"{text}: nothing broadcasts, so reshape it with .reshape{rows_shape}."
+        return f"{text}: nothing broadcasts, so {reshaped(rows_shape)}."
     return f"{text}: nothing broadcasts."
+
+
+def _one_label_each(shape: tuple[int, ...]) -> str:
+    """What integers shaped like the logits may have been meant for."""
+    soft = "For a distribution per row convert it with .astype(logits.dtype)"
+    if len(shape) != 1:
+        return f" {soft}; for a label 0 or 1 of each logit use sce.binary_cross_entropy."
+    return (
+        f" These logits x are one row of {shape[0]} classes. Of one logit per example, as decision_function"
+        " has it for two classes, use sce.binary_cross_entropy, or pass logits of both classes, of shape"
+        f" {(shape[0], 2)}: predict_log_proba, or np.stack([0 * x, x], axis=-1). {soft}."
+    )
+
+
+def reshaped(shape: tuple[int, ...]) -> str:
+    """How to give an array this shape."""
+    return f"reshape it with .reshape{shape}" if shape else "pass the number itself, or .reshape(())"
 
 
 def _soft_shape(got: tuple[int, ...], shape: tuple[int, ...], rows_shape: tuple[int, ...]) -> str:
@@ -127,13 +165,13 @@ def binary_target(value: Any, shape: tuple[int, ...]) -> Array:
         y = y.astype(np.int64)
     if y.dtype.kind not in "biu" and dtype_name(y.dtype) not in DTYPES:
         raise TypeError(
-            f"target has dtype {y.dtype}: labels are integers or truth values, probabilities one of"
-            f" {', '.join(DTYPES)}."
+            f"{not_numbers('target', y)}: labels are integers or truth values, probabilities one of"
+            f" {', '.join(DTYPES)}.{as_numbers('target', y)}"
         )
     if y.shape != shape:
         how = "nothing broadcasts"
         if math.prod(y.shape) == math.prod(shape):
-            how += f", so reshape it with .reshape{shape}"
+            how += f", so {reshaped(shape)}"
         raise ValueError(f"target has shape {y.shape}; logits of shape {shape} need {shape}: {how}.")
     return y
 
@@ -177,6 +215,8 @@ def _label_reason(value: int, at: tuple[int, ...], legal: str) -> str:
     text = f"label {value}{where} is outside {legal}"
     if value == -100:
         return f"{text}: to leave such rows out pass ignore_index=-100."
+    if value == -1 and legal == BINARY:
+        return f"{text}: of labels -1 and 1 pass target > 0, or name the one to leave out by ignore_index."
     return f"{text}: check the labels, or name the one to leave out by ignore_index."
 
 
@@ -297,10 +337,14 @@ def spread(temperature: float, softcap: float | None) -> None:
             )
 
 
-def one_of(name: str, value: Any, legal: tuple[str, ...]) -> str:
-    """One of a few words."""
-    if isinstance(value, str) and value in legal:
-        return legal[legal.index(value)]  # not the value itself, which may be an enum's member
+def one_of(name: str, value: Any, legal: tuple[str, ...] | dict[str, str]) -> str:
+    """One of a few words; of a dict, one of its keys, which it explains."""
+    words = tuple(legal)
+    if isinstance(value, str) and value in words:
+        return words[words.index(value)]  # not the value itself, which may be an enum's member
+    if isinstance(legal, dict):  # a guess would be a poorer hint than what they mean
+        told = ", ".join(f"{word!r} ({meaning})" for word, meaning in legal.items())
+        raise ValueError(f"unknown {name} {value!r}; it is one of {told}.")
     near = get_close_matches(str(value), legal, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {name} {value!r}; it is one of {', '.join(map(repr, legal))}.{hint}")

@@ -60,7 +60,7 @@ def describe(x: Any, name: str, place: Place) -> Array:
             view = _by_dlpack(x, place) if hasattr(x, "__dlpack__") else _by_interface(x)
     except Exception as exc:
         hint = " Pass x.detach()." if getattr(x, "requires_grad", False) else ""
-        raise TypeError(f"{name} cannot be read as a device array: {exc}.{hint}") from exc
+        raise TypeError(f"{name} cannot be read as a device array: {str(exc).rstrip('.')}.{hint}") from exc
     if not view.flags.aligned or not view.dtype.isnative:
         raise TypeError(f"{name} is not aligned to its dtype, or in foreign byte order: copy it first.")
     return view

@@ -527,7 +527,14 @@ def _record(names: tuple[str, ...]) -> Any:
     record = make("Evaluation", names)
     # pickle cannot find a class that is made on the fly.
     record.__reduce__ = lambda self: (_restore, (names, tuple(self)))
+    record.__getattr__ = _missing
     return record
+
+
+def _missing(self: Any, name: str) -> Any:
+    if name in checks.OUTPUTS:
+        raise AttributeError(f"{name} was not asked for: add {name!r} to `outputs`, {self._fields!r}.")
+    raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 def _restore(names: tuple[str, ...], values: tuple[Any, ...]) -> Any:

@@ -37,14 +37,23 @@ def as_host(x: Any, name: str) -> Array:
         # Subclasses such as np.matrix have indexing rules of their own.
         return x if type(x) is np.ndarray else x.view(np.ndarray)
     try:
-        if hasattr(x, "__array__") or not hasattr(x, "__dlpack__"):
-            return np.asarray(x)
-        return np.asarray(np.from_dlpack(x))
+        interface = hasattr(x, "__array__") or not hasattr(x, "__dlpack__")
+        found = np.asarray(x if interface else np.from_dlpack(x))
     except Exception as exc:
         hint = ""
         if "BFloat16" in str(exc):  # PyTorch hands its bfloat16 to nobody
             hint = " Pass x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)."
-        raise TypeError(f"{name} cannot be read as an array: {exc}.{hint}") from exc
+        elif getattr(x, "requires_grad", False):
+            hint = f" Pass {name}.detach()."
+        elif "inhomogeneous" in str(exc):
+            hint = f" Make all rows of {name} equally long."
+        raise TypeError(f"{name} cannot be read as an array: {str(exc).rstrip('.')}.{hint}") from exc
+    if found.dtype.kind == "O" and not found.ndim and hasattr(x, "toarray"):
+        raise TypeError(
+            f"{name} is a sparse matrix ({type(x).__name__}), and only X of a linear model may be sparse:"
+            f" pass {name}.toarray()."
+        )
+    return found
 
 
 @cache

@@ -6,7 +6,9 @@ error must be the same one, word for word. A spy in the place of a backend shows
 
 from __future__ import annotations
 
+import copy
 import enum
+import pickle
 import re
 import sys
 import types
@@ -805,3 +807,116 @@ def test_an_array_on_an_unknown_device_is_read_or_refused_with_words():
         TypeError, match=r"logits cannot be read as an array: .*BFloat16.*view\(torch.int16\)"
     ):
         sce.cross_entropy(Meta(), [0])
+
+
+# ---------------------------------------------------------------- what to do
+
+
+def test_labels_of_one_logit_each_are_a_binary_loss(spy):
+    x, y = X[0], np.array([0, 1, 1])
+    words = r"one row of 3 classes.*binary_cross_entropy.*\(3, 2\): predict_log_proba.*np\.stack.*\.astype"
+    rejects(spy, ValueError, words, logits=x, target=y)
+    for function in (sce.information.expected_calibration_error, sce.information.reliability):
+        with pytest.raises(ValueError, match=words):
+            function(x, y)
+    two = np.stack([0 * x, x], axis=-1)  # what the message says
+    want = sce.binary_cross_entropy(x, y, backend="reference")
+    assert sce.cross_entropy(two, y, backend="reference") == pytest.approx(want, rel=1e-14)
+    words = r"distribution per row.*\.astype\(logits\.dtype\); for a label 0 or 1.*binary_cross_entropy"
+    rejects(spy, ValueError, words, target=np.ones((2, 3), int))
+
+
+def test_a_single_label_in_an_array_may_be_passed_as_it_is(spy):
+    rejects(spy, ValueError, r"pass the number itself, or \.reshape\(\(\)\)", logits=X[0], target=[1])
+    want = sce.cross_entropy(X[0], 1, backend="reference")
+    assert sce.cross_entropy(X[0], np.array([1]).reshape(()), backend="reference") == want
+    with pytest.raises(ValueError, match=r"pass the number itself, or \.reshape\(\(\)\)"):
+        sce.binary_cross_entropy(0.5, [1])
+
+
+LABELS = {
+    "text": (np.array(["b", "a"]), r"dtype <U1.*np\.unique\({}, return_inverse=True\)\[1\]\.$"),
+    "objects": (
+        np.array(["b", "a"], object),
+        r"dtype object.*np\.unique\({}, .*integers.*{}\.astype\(int\)\.$",
+    ),
+    "None": (None, r"^{} is None: class indices are integers"),
+    "bool": (np.array([True, False]), r"dtype bool.* Convert it: {}\.astype\(int\)\.$"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_that_are_no_numbers(spy, name):
+    target, words = LABELS[name]
+    rejects(spy, TypeError, words.format(*["target"] * 2), target=target)
+    with pytest.raises(TypeError, match=words.format("y", "y")):
+        sce.linear_cross_entropy(X, np.zeros((3, 3)), target)
+    if name != "bool":
+        words = words.replace("class indices", "labels")
+        with pytest.raises(TypeError, match=words.format("target", "target")):
+            sce.binary_cross_entropy(X[0, :2], target)
+
+
+def test_what_is_said_of_labels_helps():
+    for names in (np.array(["b", "a"]), np.array(["b", "a"], object)):
+        indices = np.unique(names, return_inverse=True)[1]
+        want = sce.cross_entropy(X, [1, 0], backend="reference")
+        assert sce.cross_entropy(X, indices, backend="reference") == want
+
+
+def test_labels_of_a_binary_loss_are_0_and_1():
+    for dtype in (np.int8, np.int64):
+        with pytest.raises(sce.LabelError, match=r"label -1 at position 1.*pass target > 0.*ignore_index"):
+            sce.binary_cross_entropy(X[0], np.array([1, -1, 1], dtype))
+    loss = sce.binary_cross_entropy(X[0], np.array([1, -1, 1]) > 0, backend="reference")
+    assert loss == sce.binary_cross_entropy(X[0], [1, 0, 1], backend="reference")
+
+
+@pytest.mark.parametrize("kind", ["csr_array", "csr_matrix", "coo_array"])
+def test_sparse_matrices(spy, kind):
+    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    x = getattr(sparse, kind)(X)
+    words = rf"{{0}} is a sparse matrix \({kind}\), and only X.*pass {{0}}\.toarray\(\)\."
+    rejects(spy, TypeError, words.format("logits"), logits=x)
+    rejects(spy, TypeError, words.format("target"), target=x)
+    rejects(spy, TypeError, words.format("sample_weight"), sample_weight=x)
+    for name in ("W", "y", "bias"):
+        given = {"X": X, "W": np.zeros((3, 2)), "y": Y % 2, name: x}
+        with pytest.raises(TypeError, match=words.format(name)):
+            sce.linear_cross_entropy(**given)
+
+
+@pytest.mark.parametrize("value", ["equal", "quantiles", None])
+def test_strategies_are_explained(value):
+    words = rf"unknown strategy {value!r}; it is one of 'uniform' \(.*width\), 'quantile' \(.*weight\)\.$"
+    with pytest.raises(ValueError, match=words):
+        sce.information.expected_calibration_error(X, Y, strategy=value)
+
+
+def test_a_field_that_was_not_asked_for():
+    seen = sce.evaluate(X, Y, outputs=("loss", "argmax"), backend="reference")
+    with pytest.raises(
+        AttributeError, match=r"grad was not asked for: add 'grad' to `outputs`, \('loss', 'ar"
+    ):
+        seen.grad  # noqa: B018
+    with pytest.raises(AttributeError, match=r"'Evaluation' object has no attribute 'gradient'"):
+        seen.gradient  # noqa: B018
+    assert not hasattr(seen, "entropy")
+    for again in (pickle.loads(pickle.dumps(seen)), copy.deepcopy(seen)):
+        assert again._fields == ("loss", "argmax")
+        assert again.loss == seen.loss
+
+
+def test_others_words_end_in_one_full_stop(spy):
+    class Asks:
+        """A PyTorch tensor of a model in training."""
+
+        requires_grad = True
+
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("Use tensor.detach().numpy() instead.")
+
+    rejects(spy, TypeError, r"^logits cannot .*: Use .* instead\. Pass logits\.detach\(\)\.$", logits=Asks())
+    words = r"^{} cannot be read .*[^.]\. Make all rows of {} equally long\.$"
+    rejects(spy, TypeError, words.format("logits", "logits"), logits=[[1.0, 2.0], [1.0]])
+    rejects(spy, TypeError, words.format("target", "target"), target=[[0], [1, 0]])

@@ -179,6 +179,23 @@ def test_sure_elements_keep_their_digits(backend, margin):
                 assert abs(MP.mpf(value) / want - 1) <= 4 * 2 * U, (backend, value)
 
 
+@pytest.mark.parametrize("target", [np.array([1, 0, 1]), np.array([1.0, 0.0, 0.5])])
+def test_the_square_of_a_temperature_may_be_beyond_float64(backend, target):
+    """1 / T^2 is infinite, or has lost its digits; p (1 - p), or a weight, brings the Hessian back."""
+    options = {"reduction": "none", "backend": backend}
+    x = np.array([50.0, -100.0, 0.0]) * 1e-160
+    hess = sce.binary_loss_grad_hess(x, target, temperature=1e-160, **options)[2]
+    np.testing.assert_allclose(
+        hess, [np.exp(-50.0) * 1e160 * 1e160, np.exp(-100.0) * 1e160 * 1e160, INF], 1e-13
+    )
+    for dtype, near in ((np.float64, 1e-14), (np.float32, 1e-6)):
+        for weight, mass in (("pos_weight", target * 1e300 + (1 - target)), ("sample_weight", 1e300)):
+            given = np.full(3, 1e300) if weight == "sample_weight" else 1e300
+            x = np.zeros(3, dtype)
+            hess = sce.binary_loss_grad_hess(x, target, temperature=1e160, **{weight: given}, **options)[2]
+            np.testing.assert_allclose(hess, 0.25e-160 * mass * 1e-160, near, atol=1e-45)
+
+
 def test_float32_keeps_what_peers_return_as_zero(backend):
     x = np.array([20.0, 60.0, 80.0], np.float32)
     loss, grad = sce.binary_loss_and_grad(x, [1, 1, 1], reduction="none", backend=backend)
@@ -402,7 +419,7 @@ BAD = {
     "masked target": ({"target": np.ma.masked_array(Y, Y > 0)}, TypeError, r"target is a masked array"),
     "text": ({"target": np.array([["a"] * 3] * 2)}, TypeError, r"target has dtype <U1: labels are integers"),
     "complex": ({"target": SOFT + 0j}, TypeError, r"dtype complex128.*probabilities one of float16"),
-    "no target": ({"target": None}, TypeError, r"target has dtype object"),
+    "no target": ({"target": None}, TypeError, r"target is None: labels are integers"),
     "a label too many": ({"target": Y[:, :2]}, ValueError, r"shape \(2, 2\); logits of shape \(2, 3\) need"),
     "transposed": ({"target": Y.T}, ValueError, r"nothing broadcasts, so reshape it with \.reshape\(2, 3\)"),
     "a column": ({"logits": X[0], "target": Y[:1].T}, ValueError, r"\.reshape\(3,\)"),

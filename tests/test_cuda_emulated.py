@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sce
 from sce import conformance
 from sce.backend import Answer
 from sce.conformance.bounds import bounds
@@ -42,6 +43,14 @@ def test_the_kernels_conform(group):
     report = conformance.check("cuda-emulated", selection(group))
     assert report.passed
     assert not report.failures, "\n".join(f"{f.case} | {f.output}: {f.message}" for f in report.failures)
+
+
+def test_binary_hessians_whose_temperature_squared_is_beyond_float64():
+    cases = [c for c in conformance.cases() if c.group == "binary" and "temperature 1e" in c.name]
+    report = conformance.check("cuda-emulated", cases)
+    assert report.passed == len(cases) >= 10
+    of_zero = sce.binary_loss_grad_hess(np.zeros(1), [1], temperature=1e-160, backend="cuda-emulated")
+    assert of_zero[2] == np.inf  # 1 / 4 of 1e320
 
 
 @pytest.mark.parametrize("group", ["options", "crossed", "edges", "confident", "binary"])

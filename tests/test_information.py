@@ -360,7 +360,7 @@ def test_calibration_refuses():
         information.reliability(x, y, bins=0)
     with pytest.raises(TypeError, match=r"bins must be an integer, got 2\.5"):
         information.reliability(x, y, bins=2.5)
-    with pytest.raises(ValueError, match=r"unknown strategy 'mass'.*'uniform', 'quantile'"):
+    with pytest.raises(ValueError, match=r"unknown strategy 'mass'.*'uniform'.*'quantile'"):
         information.reliability(x, y, strategy="mass")
     with pytest.raises(ValueError, match=r"sample_weight must not be negative here.*-2.0 at position 0"):
         information.reliability(x, y, sample_weight=[-2.0, 1.0])

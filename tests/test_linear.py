@@ -185,9 +185,11 @@ def test_only_what_is_wanted(want, step):
 
 
 def test_a_bias_that_is_not_there_has_no_gradient():
-    loss, grads = sce.linear_loss_and_grad(X, W, labels({}), want=("bias",), backend="reference")
-    near(loss, dense(X, W, labels({}), None, {})[0], 1e-14)
-    assert grads == (None, None, None)
+    loss, grads = sce.linear_loss_and_grad(X, W, labels({}), want=("W", "bias"), backend="reference")
+    right_loss, right = dense(X, W, labels({}), None, {})
+    near(loss, right_loss, 1e-14)
+    near(grads.W, right.W, 1e-14)
+    assert grads.X is grads.bias is None
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"sample_weight": np.arange(N) % 2.0}])
@@ -560,6 +562,10 @@ WANT = {
 def test_bad_want(want, words):
     with pytest.raises(ValueError, match=words):
         sce.linear_loss_and_grad(X, W, Y, ignore_index=-1, want=want)
+    with pytest.raises(
+        ValueError, match=r'want is \("bias",\), and there is no bias: pass bias=np\.zeros\(C\)'
+    ):
+        sce.linear_loss_and_grad(X, W, Y, ignore_index=-1, want=("bias",))
     with pytest.raises(TypeError, match="want must be a sequence of names"):
         sce.linear_loss_and_grad(X, W, Y, want="W")
 
@@ -601,14 +607,30 @@ def test_bad_out(out, kind, words, idle):
 def test_bad_direction(idle):
     for v, kind, words in (
         (V.T, ValueError, r"V has shape \(5, 6\): a direction of W has its shape, \(6, 5\)"),
-        (V.astype("f4"), TypeError, r"V has dtype float32 and W float64"),
+        (V > 0, TypeError, r"V has dtype bool, not one of"),
     ):
         with pytest.raises(kind, match=words):
             sce.linear_hvp(X, W, labels({}), v, backend="idle.backend")
+    for dtype in ("f2", "f4"):
+        with pytest.raises(
+            TypeError, match=r"V has dtype float64, .*in float32, .*pass V\.astype\(np\.float32\)"
+        ):
+            sce.linear_hvp(X.astype(dtype), W.astype(dtype), labels({}), V, backend="idle.backend")
     with pytest.raises(ValueError, match="v_bias is a direction of the bias: pass bias, too"):
         sce.linear_hvp(X, W, labels({}), V, v_bias=V_BIAS, backend="idle.backend")
     with pytest.raises(ValueError, match="out overlaps V"):
         sce.linear_hvp(X, W, labels({}), V, out=LinearGrad(W=V), backend="idle.backend")
+
+
+@pytest.mark.parametrize(("of", "along"), [("f8", "f4"), ("f8", "f2"), ("f4", "f2"), ("f2", "f4")])
+def test_a_direction_may_be_of_a_narrower_type(of, along):
+    x, w, v = X.astype(of), W.astype(of), V.astype(along)
+    computing = np.float64 if of == "f8" else np.float32
+    got = sce.linear_hvp(x, w, labels({}), v, l2=0.1, backend="reference").W
+    wide = [a.astype(computing) for a in (x, w, v)]
+    want = sce.linear_hvp(wide[0], wide[1], labels({}), wide[2], l2=0.1, backend="reference").W
+    assert got.dtype == of
+    near(got, want, 1e-14 if of == "f8" else 1e-6 if of == "f4" else 2e-3)
 
 
 def test_an_unknown_backend_is_named():

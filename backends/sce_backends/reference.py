@@ -158,11 +158,13 @@ def _binary(problem: Problem, tile: tuple[slice, slice]) -> dict[str, Array]:
     costs = np.stack([np.log1p(e) + np.maximum(z, 0), np.log1p(e) + np.maximum(-z, 0)], axis=1)
     loss = _dot(np.stack([q0, q1], axis=1), costs)
     grad = problem.grad_scale * (q0 * p - q1 * not_p) / t
-    hess = problem.hess_scale * (q0 + q1) * p * not_p / t / t
+    hess = problem.hess_scale * (q0 + q1) * p * not_p / t  # and once more by t, after all weights
     out = {"loss": loss, "grad": grad, "hess_diag": hess}
     out = {name: _by_row(s, np.where(known, out[name], np.nan)) for name in problem.outputs}
-    if "hess_diag" in out and problem.hess_min is not None:
-        out["hess_diag"] = np.where(s == 0, 0, np.maximum(out["hess_diag"], problem.hess_min))
+    if "hess_diag" in out:
+        out["hess_diag"] = out["hess_diag"] / t
+        if problem.hess_min is not None:
+            out["hess_diag"] = np.where(s == 0, 0, np.maximum(out["hess_diag"], problem.hess_min))
     return out
 
 

@@ -67,6 +67,7 @@ def binary() -> Iterator[Case]:
         yield from _targets(dtype)
         yield from _edges(dtype)
         yield from _empty_means(dtype)
+    yield from _extreme()
     yield Case("binary", "binary lists", [0.5, -1.0], [True, False], {}, BOTH, (), "binary")
 
 
@@ -251,6 +252,23 @@ def _empty_means(dtype: str) -> Iterator[Case]:
             known = (Exact("loss", ..., loss), Exact("grad", ..., 0.0))
             chosen = {**options, "reduction": "mean", "empty": empty}
             yield _case(dtype, f"empty mean: {name}, {empty}", x, target, chosen, BOTH, known)
+
+
+def _extreme() -> Iterator[Case]:
+    """1 / T^2 is beyond float64, or nearly; the Hessians are not: p (1 - p) or a weight makes up for it."""
+    m = np.linspace(50.0, 600.0, 57)  # nearer to 0 they are infinite
+    x, y = np.concatenate([m, -m]) * 1e-160, np.arange(2 * m.size) % 2
+    for target in (y, y.astype(np.float32)):
+        of = "labels" if target is y else "probabilities"
+        options: dict[str, Any] = {"temperature": 1e-160}
+        yield _case("float64", f"{of} at temperature 1e-160", x, target, options, BINARY)
+        for dtype in ("float32", "float64"):
+            near = np.linspace(-3.0, 3.0, 57) * (1.0 if dtype == "float32" else 1e160)
+            ones = np.ones(57, target.dtype)
+            options = {"temperature": 1e160, "pos_weight": 1e300}
+            yield _case(dtype, f"{of} at temperature 1e160, pos_weight", near, ones, options, BINARY)
+            options = {"temperature": 1e160, "sample_weight": np.full(57, 1e300)}
+            yield _case(dtype, f"{of} at temperature 1e160, sample_weight", near, ones, options, BINARY)
 
 
 def _rows(dtype: str, soft: bool) -> tuple[Array, Array]:

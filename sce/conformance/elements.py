@@ -66,7 +66,8 @@ def of_element(problem: Problem, at: Elements, name: str) -> tuple[Array, Array,
         factor = at.s * abs(problem.grad_scale) / problem.temperature
         scale, slope = factor * (at.q0 * p + at.q1 * not_p), both * variance
     elif name == "hess_diag":
-        factor = at.s * abs(problem.hess_scale) / problem.temperature**2
+        # 1 / T^2 may be beyond float64 where the Hessian is not.
+        factor = at.s * (np.longdouble(abs(problem.hess_scale)) / problem.temperature / problem.temperature)
         scale, slope = factor * both * variance, both * variance
     else:
         of_0, of_1 = np.log1p(e) + np.maximum(at.z, 0), np.log1p(e) + np.maximum(-at.z, 0)

@@ -13,6 +13,7 @@ from sce.functions import evaluate
 from .rows import nonnegative, to_host, weights
 
 Vector = NDArray[np.float64]
+_STRATEGIES = {"uniform": "bins of equal width", "quantile": "bins of equal weight"}
 
 
 class Reliability(NamedTuple):
@@ -104,7 +105,7 @@ def reliability(
     equations 2, 3 and 5, for the top label of many classes.
     """
     bins = checks.integer("bins", bins, low=1)
-    checks.one_of("strategy", strategy, ("uniform", "quantile"))
+    checks.one_of("strategy", strategy, _STRATEGIES)
     nonnegative("sample_weight", sample_weight)
     view: dict[str, Any] = {
         "axis": axis, "temperature": temperature, "softcap": softcap, "logit_bias": logit_bias,

@@ -79,7 +79,8 @@ def linear_loss_and_grad(
         Multiplies the gradients alone, that of the penalty included.
     want:
         Which gradients: names out of "X", "W" and "bias". None is all that there are: W, bias where there is
-        one, and X unless it is sparse, whose gradient would be dense and is not to be had.
+        one, and X unless it is sparse, whose gradient would be dense and is not to be had. A bias that is
+        not there has the gradient None; to want that alone is an error.
     out:
         Where they go: `LinearGrad(X=..., W=..., bias=...)` of arrays, None where a new one will do. Each has
         its gradient's shape and the dtype of X and W (or float32 for half precision), and shares memory
@@ -131,7 +132,7 @@ def linear_loss_and_grad(
         "grad_scale": grad_scale,
         "validate": validate,
     }
-    names = wanted(want, is_sparse(X))
+    names = wanted(want, is_sparse(X), bias is not None)
     if placed({"X": X, "W": W, "y": y, "bias": bias}):
         there = device.model(X, W, y, bias=bias, l2=l2, outputs=("loss", "grad"), backend=backend, **options)
         into = device.outputs(there, names, out)
@@ -230,7 +231,8 @@ def linear_hvp(
     Parameters
     ----------
     V, v_bias:
-        The direction: (D, C) of W's dtype, and (C,) reals where there is a bias; None is 0.
+        The direction: (D, C), and (C,) reals where there is a bias; None is 0. V has W's dtype or a narrower
+        one: a wider one would be rounded. On a device, where the arrays' own library multiplies, W's.
     others:
         As for `linear_loss_and_grad`; "none" is as "sum".
 

@@ -156,8 +156,8 @@ def of_target(y: Array, rows: int, classes: int) -> None:
     index = y.dtype.kind in "iu"
     if not index and dtype_name(y.dtype) not in DTYPES:
         raise TypeError(
-            f"y has dtype {y.dtype}: class indices are integers (shape {(rows,)}), distributions one of"
-            f" {', '.join(DTYPES)} (shape {(rows, classes)})."
+            f"{checks.not_numbers('y', y)}: class indices are integers (shape {(rows,)}), distributions one"
+            f" of {', '.join(DTYPES)} (shape {(rows, classes)}).{checks.as_numbers('y', y)}"
         )
     if y.shape == ((rows,) if index else (rows, classes)):
         return
@@ -168,19 +168,22 @@ def of_target(y: Array, rows: int, classes: int) -> None:
     elif y.shape == (rows,):
         hint = ". For class indices convert it with .astype(np.int64)."
     elif index and y.size == rows:
-        hint = f": nothing broadcasts, so reshape it with .reshape{need}."
+        hint = f": nothing broadcasts, so {checks.reshaped(need)}."
     else:
         hint = ": nothing broadcasts."
     raise ValueError(text + hint)
 
 
 def direction(value: Any, model: Model) -> Array:
-    """V, in the computing dtype."""
+    """V, in the computing dtype, if that holds all its values."""
     v = matrix("V", value, "(D, C), as W is")
     if v.shape != model.W.shape:
         raise ValueError(f"V has shape {v.shape}: a direction of W has its shape, {model.W.shape}.")
-    if v.dtype != model.dtype:
-        raise TypeError(f"V has dtype {v.dtype} and W {model.dtype}: convert one of them with .astype().")
+    if not np.can_cast(v.dtype, model.W.dtype):
+        raise TypeError(
+            f"V has dtype {v.dtype}, and with W of {model.dtype} all is computed in {model.W.dtype}, which"
+            f" would round V: pass V.astype(np.{model.W.dtype}), or X and W of {v.dtype}."
+        )
     return v.astype(model.W.dtype, copy=False)
 
 
@@ -203,7 +206,7 @@ def _csr(X: Any) -> Any:
     return X
 
 
-def wanted(want: Any, sparse: bool) -> tuple[str, ...]:
+def wanted(want: Any, sparse: bool, biased: bool) -> tuple[str, ...]:
     """The names of the gradients, each once. None: all that there are; a sparse X has none."""
     if want is None:
         return GRADIENTS[1:] if sparse else GRADIENTS
@@ -218,6 +221,10 @@ def wanted(want: Any, sparse: bool) -> tuple[str, ...]:
     if sparse and "X" in names:
         raise ValueError(
             'the gradient of a sparse X would be dense: pass want=("W", "bias"), or leave it out.'
+        )
+    if names == ("bias",) and not biased:
+        raise ValueError(
+            'want is ("bias",), and there is no bias: pass bias=np.zeros(C), or want other names.'
         )
     return names
 

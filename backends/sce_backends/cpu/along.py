@@ -118,9 +118,8 @@ def work(worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any,
             t, top = top_of(x, n)
             rest = exp_and_rest(one, x, n, t, top, by, by_lo)
             m, shift = centre(one, x, v, n, t, rest, spare)
-            if (
-                hvp is not None
-            ):  # the square of an extreme temperature is beyond float64: one 1 / T comes last
+            if hvp is not None:
+                # The square of an extreme temperature is beyond float64: one 1 / T comes last.
                 put(1.0, x + t * 8, 1.0)
                 of_p = s * mass * p.hess_scale * by / (rest + 1.0)
                 for at in range(0, n * 8, LINE):

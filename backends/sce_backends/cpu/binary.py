@@ -106,7 +106,7 @@ def execute(problem: Problem, answer: Answer) -> None:
         "keep": 1.0 - problem.label_smoothing,
         "spread": problem.label_smoothing / 2,
         "of_grad": problem.grad_scale / t,
-        "of_hess": problem.hess_scale / t / t,
+        "of_hess": problem.hess_scale / t,  # and `by` comes last: 1 / t^2 is beyond float64 sooner
         "hess_min": -math.inf if problem.hess_min is None else problem.hess_min,
     }
     matrices = [

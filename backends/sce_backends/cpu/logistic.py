@@ -132,7 +132,7 @@ def answer(c: Any, s: Any, q1: Any, q0: Any, z: Any, cost: Any, sure: Any, other
     mass = q0 + q1
     loss = s * fused(mass, cost, select(q_other != 0.0, q_other * abs(z), 0.0))  # 0 * inf = 0
     grad = (s * c.of_grad) * fused(q_other, sure, -(q_sure * other))
-    hess = (s * c.of_hess) * (mass * (sure * other))
+    hess = (s * c.of_hess) * (mass * (sure * other)) * c.by
     hess = select(hess < c.hess_min, c.hess_min, hess)
     return select(here, loss, 0.0), select(here, select(up, grad, -grad), 0.0), select(here, hess, 0.0)
 

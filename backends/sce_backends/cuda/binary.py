@@ -255,6 +255,11 @@ def kernel(d: Any, spec: Binary) -> Callable[..., None]:
                     h, t = multiply(h, t, mass, mass_tail)
                     by, by_tail = multiply(s, s_tail, of_hess, of_hess_tail)
                     h, t = multiply(h, t, by, by_tail)
+                    if tempered:
+                        if abs(h * over_t) < inf:
+                            h, t = multiply(h, t, over_t, over_t_tail)
+                        else:
+                            h, t = h * over_t, zero
                     h = finish(h, t)
                     if floored and h < hess_min:
                         h = hess_min

@@ -183,7 +183,7 @@ def _run_binary(problem: Problem, answer: Answer, machine: Machine, total: Array
     factors = {
         "unit": 1.0 / problem.denominator if problem.denominator else 0.0,
         "of_grad": problem.grad_scale / t,
-        "of_hess": problem.hess_scale / t / t,
+        "of_hess": problem.hess_scale / t,  # and over_t comes last: 1 / t^2 is beyond float64 sooner
         "over_t": 1.0 / t,
         "keep": 1.0 - problem.label_smoothing,
         "spread": problem.label_smoothing / 2,
