@@ -22,7 +22,8 @@ def advice(solver: str, trace: Trace, objective: Objective) -> str:
     if trace.trouble == "far":
         return (
             f"sgd did not converge: its loss stopped falling after {trace.steps} epochs, but the minimum is"
-            f" estimated to be {trace.gap:.2g} lower. Scale the features, or lower tol{_no_minimum(objective)}."
+            f" estimated to be {trace.gap:.2g} lower. Scale the features, or lower tol"
+            f"{_no_minimum(objective)}."
         )
     if trace.trouble == "rounding":
         return (
@@ -43,7 +44,7 @@ def _no_minimum(objective: Objective) -> str:
 
 
 def _against_rounding(objective: Objective) -> str:
-    """Names the feature that lies farthest from 0, if any lies far: differences in it are lost in products."""
+    """Names the feature farthest from 0, if any is far: its differences are lost in products."""
     double = " or pass X in float64" if objective.x.dtype == np.float32 else ""
     if not sparse.issparse(objective.x):
         mean = objective.x.mean(axis=0, dtype=np.float64)

@@ -222,11 +222,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         shows the same rows again and again, epoch by epoch, passes `total_weight`. Rows that weigh nothing
         change nothing.
 
-        The coefficients come near those of `fit` slowly, and reach them in the limit only: with the rate "auto" the
-        steps shrink as 1 / sqrt(calls), and the squared distance no faster. On scaled digits, in batches of
-        64, they are 15 % off (largest error over largest coefficient) after 50 epochs, 8 % after 200 and 7 %
-        after 400; F is 3 %, 0.8 % and 0.4 % above its minimum. `fit_intercept` must stay as it is from call to
-        call.
+        The coefficients come near those of `fit` slowly, and reach them in the limit only: with the rate
+        "auto" the steps shrink as 1 / sqrt(calls), and the squared distance no faster. On scaled digits, in
+        batches of 64, they are 15 % off (largest error over largest coefficient) after 50 epochs, 8 % after
+        200, 7 % after 400; F is 3 %, 0.8 % and 0.4 % above its minimum.
+
+        `fit_intercept` must stay as it is from call to call.
         """
         self._check()
         if total_weight is not None:
@@ -392,8 +393,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                     labels = labels[there]
         if len(labels) < 2:
             raise ValueError(
-                f"y holds only one class, {parameters.plain(labels[0])!r}, in the rows that have a weight: a softmax needs at"
-                " least 2 classes."
+                f"y holds only one class, {parameters.plain(labels[0])!r}, in the rows that have a weight: a"
+                " softmax needs at least 2 classes."
             )
         return _Rows(X, at.astype(np.intp, copy=False), weight, labels)
 

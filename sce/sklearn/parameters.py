@@ -67,7 +67,8 @@ def class_weight(value: Any) -> None:
         legal = isinstance(weight, numbers.Real) and not is_switch(weight)
         if not legal or not 0 <= float(weight) < np.inf:
             error = ValueError if legal else TypeError
-            raise error(f"class_weight[{plain(label)!r}] must be a number in [0, inf), got {plain(weight)!r}.")
+            name = f"class_weight[{plain(label)!r}]"
+            raise error(f"{name} must be a number in [0, inf), got {plain(weight)!r}.")
 
 
 def sample_weight(value: Any, rows: int) -> NDArray[np.float64]:
@@ -88,7 +89,8 @@ def sample_weight(value: Any, rows: int) -> NDArray[np.float64]:
 def positions(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
     """Where these labels are among the classes, both sorted and without repetition."""
     if (unknown := ~np.isin(labels, classes)).any():
-        raise ValueError(f"y holds {plain(labels[unknown][0])!r}, which is none of the classes {classes!r}.")
+        label = plain(labels[unknown][0])
+        raise ValueError(f"y holds {label!r}, which is none of the classes {classes!r}.")
     return np.searchsorted(classes, labels)
 
 
@@ -101,8 +103,8 @@ def class_weights(
         # A fold may lack some of the labels. Where it lacks all of them, they are written in another way.
         if asked and not any(label in labels for label in asked):
             raise ValueError(
-                f"class_weight names {plain(next(iter(asked)))!r}, and nothing that is among the classes"
-                f" {classes!r}: leave it out, or write it as y has it."
+                f"class_weight names {plain(next(iter(asked)))!r}, which is none of the classes {classes!r},"
+                " and no other label that is: leave it out, or write it as y has it."
             )
         return np.array([asked.get(label, 1.0) for label in labels], np.float64)
     counts = np.bincount(y, weight, len(classes))

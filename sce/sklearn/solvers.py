@@ -20,8 +20,8 @@ _LEAST = 4 * np.finfo(np.float64).eps  # a relative fall of the objective that i
 _FALL = 1e-4  # of what the slope promises, to accept a step (Armijo)
 _PATIENCE = 5  # epochs without a lower loss, after which the steps of mini-batches shrink
 _SHRINK, _SMALLEST = 5.0, 1e-2  # by how much, and down to which share of the first
-# What may be left to fall where mini-batches end: this share of the objective, or so many times tol. On digits,
-# iris, wine and breast_cancer up to 3 % are left if they are scaled, 17 % to 81 % if not.
+# What may be left to fall where mini-batches end: this share of the objective, or so many times tol. On
+# digits, iris, wine and breast_cancer up to 3 % are left if they are scaled, 17 % to 81 % if not.
 _LEFT, _LEFT_TOL = 0.1, 10.0
 
 
@@ -58,7 +58,7 @@ class Trace:
 
 
 def _noise(objective: Objective, loss: float) -> float:
-    """What rounding may hide of the objective. A logarithm of 1 is rounded, too: no less than that of 1 nat."""
+    """What rounding may hide of F. Logarithms near 0 are rounded as 1 is, so no less than of 1 nat."""
     return 16 * float(np.finfo(objective.x.dtype).eps) * max(abs(loss), 1.0)
 
 
@@ -245,9 +245,9 @@ def sgd(
 ) -> Floats:
     """Epochs of mini-batches. When the loss fell by less than tol for five of them, the steps shrink.
 
-    Idle epochs are no proof of a minimum: of features of several magnitudes the small ones hardly move. So what
-    is left to fall is estimated at the end. Returned are the best of the parameters at the start, after the
-    epoch of the lowest loss, and at the end.
+    Idle epochs are no proof of a minimum: of features of several magnitudes the small ones hardly move. So
+    what is left to fall is estimated at the end. Returned are the best of the parameters at the start, after
+    the epoch of the lowest loss, and at the end.
     """
     start, best, best_w = w.copy(), math.inf, w
     at_start, _ = objective(start)
