@@ -250,7 +250,7 @@ def _notes(result: Training) -> Iterator[Note]:
     if "Raise max_iter" in result.unconverged:
         yield f"not converged: raise --max-iter or --tol ({model.tol:g})", "red"
     elif result.unconverged:
-        yield f"not converged: {result.unconverged.rstrip('.')}", "red"
+        yield result.unconverged.rstrip("."), "red"
     if rival is not None and not rival.converged:
         yield "LogisticRegression has not converged", "yellow"
 

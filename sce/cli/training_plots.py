@@ -48,10 +48,10 @@ def _loss(result: Training) -> Figure:
     losses = model.loss_curve_
     per_epoch = model.solver == "sgd"
     x = np.arange(len(losses)) + per_epoch
+    unit = "epochs" if per_epoch else "steps"
     made = _figure(
         f"{result.data.name}: the objective while training",
-        f"{model.solver}, {model.n_iter_} {'epochs' if per_epoch else 'steps'}; down to {result.objective:.4g},"
-        " penalty included",
+        f"{model.solver}, {model.n_iter_} {unit}; down to {result.objective:.4g}, penalty included",
         7.2,
         4.2,
     )

@@ -22,7 +22,8 @@ def advice(solver: str, trace: Trace, objective: Objective) -> str:
     if trace.trouble == "far":
         return (
             f"sgd did not converge: its loss stopped falling after {trace.steps} epochs, but the minimum is"
-            f" estimated to be {trace.gap:.2g} lower. Scale the features, or lower tol"
+            f" estimated to be {trace.gap:.2g} lower. Scale the features, leave learning_rate at "
+            f'"auto", or lower tol'
             f"{_no_minimum(objective)}."
         )
     if trace.trouble == "rounding":

@@ -112,7 +112,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Steps, or epochs: those of `fit` and one for each `partial_fit` since.
     converged_ : bool
         Whether `fit` ended near the minimum. For "lbfgs" and "newton-cg": the gradient is within `tol`, or
-        the fall of F that is left, as estimated, is less than rounding hides. For "sgd": it ended as `tol`
+        rounding hid any further fall of F, and an estimate of what is left is as small as rounding, or
+        `tol**2` / 2. For "sgd": it ended as `tol`
         says, and the fall that is left is estimated at no more than a tenth of F or 10 `tol`. If it is False,
         a `ConvergenceWarning` says why and what would help; after a `partial_fit` it is always False.
     n_features_in_, feature_names_in_

@@ -63,10 +63,13 @@ def _noise(objective: Objective, loss: float) -> float:
 
 
 def _stalled(objective: Objective, w: Floats, trace: Trace) -> None:
-    """No fall of F can be seen any more. It is the minimum if none is to be expected either."""
+    """No fall of F can be seen any more. Is it the minimum?
+
+    If no more is left than rounding may hide, or than a gradient of tol leaves where the Hessian is I.
+    """
     loss, grad = objective(w)
     trace.gap, trace.trouble = remaining(objective, w, grad), "rounding"
-    trace.converged |= trace.gap <= _noise(objective, loss)
+    trace.converged |= trace.gap <= max(_noise(objective, loss), trace.tol**2 / 2)
 
 
 def progress(steps: int, loss: float, slope: float | None = None) -> str:
