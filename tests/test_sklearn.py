@@ -695,16 +695,6 @@ def test_mini_batches_that_diverge() -> None:
     assert objective(fitted, x, y) == pytest.approx(np.log(3))
 
 
-def test_too_large_steps_that_shrink_in_time() -> None:
-    """Astray at first, then back to the best, with smaller steps from there."""
-    x, y = scaled("iris")
-    best = objective(model().fit(x, y), x, y)
-    fitted = model(solver="sgd", learning_rate=2.0, tol=1e-4, random_state=0).fit(x, y)
-    assert fitted.loss_curve_[:5].min() > np.log(3)
-    assert fitted.converged_
-    assert objective(fitted, x, y) < 1.1 * best
-
-
 def test_mini_batches_return_the_best_epoch() -> None:
     """Of steps that never shrink, the last place is one of many in a cloud."""
     x, y = scaled("iris")

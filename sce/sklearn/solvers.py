@@ -253,7 +253,6 @@ def sgd(
     the epoch of the lowest loss, and at the end.
     """
     start, best, best_w = w.copy(), math.inf, w
-    at_start, _ = objective(start)
     velocity, idle, share = np.zeros_like(w), 0, 1.0
     while not trace.over:
         loss = epoch(objective, w, velocity, rng, batch_size=batch_size, momentum=momentum, rate=share * rate)
@@ -264,8 +263,6 @@ def sgd(
         if idle == _PATIENCE:
             idle, share = 0, share / _SHRINK
             trace.converged = share < _SMALLEST
-            if loss > max(at_start, best):  # astray: smaller steps would not find back from there
-                w, velocity = (best_w if best < at_start else start).copy(), np.zeros_like(w)
     return _judged(objective, [start, best_w, w], trace)
 
 
@@ -276,7 +273,7 @@ def _judged(objective: Objective, places: list[Floats], trace: Trace) -> Floats:
     trace.slope = float(np.abs(grads[at]).max())
     trace.gap = remaining(objective, places[at], grads[at])
     if trace.gap > max(_LEFT * losses[at], _LEFT_TOL * trace.tol):
-        if at == 0:
+        if at == 0 and trace.steps >= _PATIENCE:  # the first few may go up before they go down
             trace.trouble, trace.converged = "diverged", False
         elif trace.converged:
             trace.trouble, trace.converged = "far", False
