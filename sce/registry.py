@@ -39,7 +39,7 @@ def load(name: str) -> Backend:
         module = importlib.import_module(name) if dotted else _claim(name).load()
     except Exception as exc:
         hint = install_hint(name) if isinstance(exc, ImportError) else ""
-        why = f"{type(exc).__name__}: {exc}"
+        why = f"{type(exc).__name__}: {exc}".rstrip(".")
         raise BackendError(f"backend {name!r} ({where}) failed to import: {why}.{hint}") from exc
     if lacking := [part for part in _PARTS if not hasattr(module, part)]:
         raise BackendError(
@@ -64,7 +64,7 @@ def missing(name: str) -> str | None:
     try:
         why = load(name).missing()
     except ImportError as exc:
-        return f"{exc}.{install_hint(name)}"
+        return f"{str(exc).rstrip('.')}.{install_hint(name)}"
     except BackendError:
         raise
     except Exception as exc:  # a broken driver must not take the listing of the others down

@@ -551,9 +551,15 @@ def test_calibration_without_an_answer() -> None:
     flat = model().fit(x, y)
     flat.coef_, flat.intercept_ = np.zeros((3, 4)), np.zeros(3)
     worst = fitted.decision_function(x).argmin(axis=1)
-    for which, labels in ((fitted, fitted.predict(x)), (fitted, worst), (flat, y)):
+    right, chance = "their labels are all predicted right", "no better than chance"
+    for which, labels, why in (
+        (fitted, fitted.predict(x), right),
+        (fitted, worst, chance),
+        (flat, y, chance),
+    ):
         which.temperature_ = 2.0
-        with pytest.warns(ConvergenceWarning, match="no temperature fits these rows best, so it stays 1"):
+        words = f"no temperature fits these rows best, so it stays 1: .*{why}"
+        with pytest.warns(ConvergenceWarning, match=words):
             which.fit_temperature(x, labels)
         assert which.temperature_ == 1
     with pytest.raises(ValueError, match="which is none of the classes"):
@@ -678,6 +684,130 @@ def test_a_tolerance_of_nothing_ends(solver: str, dtype: Any) -> None:
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = model(solver=solver, tol=0.0, max_iter=200).fit(x.astype(dtype), y)
     assert largest_difference(fitted, best) < (1e-3 if dtype == np.float32 else 1e-6)
+
+
+def test_mini_batches_that_diverge() -> None:
+    """Nothing was lower than the start: that is kept, and not called a minimum."""
+    x, y = data("iris")
+    with pytest.warns(ConvergenceWarning, match="sgd diverged: .* Lower learning_rate, or scale"):
+        fitted = model(solver="sgd", learning_rate=1e3, tol=1e-4, random_state=0).fit(x, y)
+    assert not fitted.converged_
+    assert objective(fitted, x, y) == pytest.approx(np.log(3))
+
+
+def test_mini_batches_return_the_best_epoch() -> None:
+    """Of steps that never shrink, the last place is one of many in a cloud."""
+    x, y = scaled("iris")
+    options = {"solver": "sgd", "learning_rate": 2.0, "tol": 0.0, "random_state": 0}
+    found = []
+    for epochs in range(1, 5):  # as many as patience allows
+        with pytest.warns(ConvergenceWarning):
+            found.append(objective(model(max_iter=epochs, **options).fit(x, y), x, y))
+    assert max(found) < np.log(3)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_idle_mini_batches_far_from_the_minimum(name: str) -> None:
+    """Features as they come: the epochs are idle, and the objective is far above what it could be."""
+    x, y = data(name)
+    least = objective(model(tol=1e-6).fit(x, y), x, y)
+    words = "its loss stopped falling .* the minimum is estimated to be .* lower. Scale the features"
+    with pytest.warns(ConvergenceWarning, match=words) as said:
+        fitted = model(solver="sgd", tol=1e-4, random_state=0).fit(x, y)
+    assert not fitted.converged_
+    gap = objective(fitted, x, y) - least
+    told = float(str(said[0].message).split("estimated to be ")[1].split()[0])
+    assert gap / 3 < told < 3 * gap
+    assert model(solver="sgd", tol=1e-4, random_state=0).fit(*scaled(name)).converged_
+
+
+def far_from_zero(dtype: Any) -> Data:
+    rng = np.random.default_rng(0)
+    x = 1.7e9 + 100 * rng.normal(size=(200, 1))
+    return x.astype(dtype), (x[:, 0] + 50 * rng.normal(size=200) > 1.7e9).astype(int)
+
+
+@pytest.mark.parametrize("solver", EXACT)
+def test_rounding_is_no_minimum(solver: str) -> None:
+    """Differences in a feature of 1.7e9 are lost in float32: both solvers stop, and both say so."""
+    x, y = far_from_zero(np.float32)
+    words = "rounding hides what F may still fall.* Centre the features .column 0 of X .* in float64"
+    with pytest.warns(ConvergenceWarning, match=words) as said:
+        fitted = model(solver=solver, tol=1e-4).fit(x, y)
+    assert "max_iter" not in str(said[0].message)
+    assert not fitted.converged_
+    assert model(solver=solver, tol=1e-4).fit(x - x.mean(dtype=np.float64), y).converged_
+    assert model(solver=solver, tol=1e-4).fit(*far_from_zero(np.float64)).converged_
+
+
+@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_minimum_as_far_as_rounding_allows(solver: str, dtype: Any) -> None:
+    """A tolerance below it is no fault of the fit's."""
+    x, y = scaled("iris")
+    fitted = model(solver=solver, tol=1e-20).fit(x.astype(dtype), y)
+    assert fitted.converged_
+    assert objective(fitted, x, y) == pytest.approx(objective(model().fit(x, y), x, y), rel=1e-5)
+
+
+def test_class_weights_of_a_fold() -> None:
+    """Labels that these rows lack are ignored, as in LogisticRegression."""
+    x, y = scaled("iris")
+    x, y = x[:100], y[:100]
+    with_more = model(class_weight={0: 2.0, 1: 1.0, 2: 5.0}).fit(x, y)
+    np.testing.assert_array_equal(with_more.coef_, model(class_weight={0: 2.0}).fit(x, y).coef_)
+
+
+def test_intercepts_that_come_and_go() -> None:
+    x, y = scaled("iris")
+    for first in (True, False):
+        stream = model(solver="sgd", fit_intercept=first).partial_fit(x, y, [0, 1, 2])
+        before = stream.coef_.copy()
+        with pytest.raises(ValueError, match=f"fit_intercept={not first} is not what it was"):
+            stream.set_params(fit_intercept=not first).partial_fit(x, y)
+        np.testing.assert_array_equal(stream.coef_, before)
+        with pytest.raises(ValueError, match="X has 3 features, but SoftmaxRegression is expecting 4"):
+            stream.set_params(fit_intercept=first).partial_fit(x[:, :3], y)
+
+
+def test_partial_fit_of_another_solver() -> None:
+    with pytest.raises(AttributeError) as said:
+        _ = model(solver="newton-cg").partial_fit
+    assert "partial_fit needs solver='sgd': the solver is 'newton-cg'." in str(said.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"C": np.float64(0)}, "got 0.0."),
+        ({"max_iter": np.int64(0)}, "got 0."),
+        ({"tol": np.bool_(True)}, "got True."),
+        (
+            {"class_weight": {np.int64(1): np.float64(-1)}},
+            "class_weight[1] must be a number in [0, inf), got -1.0.",
+        ),
+    ],
+)
+def test_messages_have_plain_numbers(options: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValueError, TypeError)) as said:
+        model(**options).fit(*data("iris"))
+    assert str(said.value).endswith(words)
+    for labels in (np.zeros(150, int), np.full(150, 2)):
+        with pytest.raises(ValueError, match=f"only one class, {labels[0]}, in"):
+            model().fit(data("iris")[0], labels)
+
+
+def test_verbose_is_a_switch_too(capsys: pytest.CaptureFixture[str]) -> None:
+    model(verbose=True, tol=1e-2).fit(*scaled("iris"))
+    assert capsys.readouterr().out.startswith("0: loss 1.0986123")
+    model(verbose=np.bool_(False), tol=1e-2).fit(*scaled("iris"))
+    assert capsys.readouterr().out == ""
+
+
+def test_separable_rows_without_a_penalty() -> None:
+    words = "Without a penalty .C=inf., separable rows have no finite minimum"
+    with pytest.warns(ConvergenceWarning, match=words):
+        model(C=np.inf, max_iter=2).fit(*scaled("wine"))
 
 
 def test_the_page() -> None:

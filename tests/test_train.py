@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def test_without_a_temperature(tmp_path: Path) -> None:
     found = run("wine", "--backend", "reference", "--json", tmp_path / "w.json", "--plot", tmp_path)
     told = json.loads((tmp_path / "w.json").read_text())
     assert (told["calibrated"], told["temperature"], list(told["judged"])) == (False, 1, ["train", "test"])
-    assert "not calibrated: no temperature suits" in found.stdout
+    assert "not calibrated: no temperature fits" in found.stdout
+    assert "their labels are all predicted right" in found.stdout
     assert "test, calibrated" not in found.stdout
     assert (tmp_path / "wine-reliability.png").exists()
 
@@ -121,10 +123,63 @@ def test_plots(result: train.Training) -> None:
     (confusion,) = training_plots._confusion(result).axes
     for axis in (confusion.xaxis, confusion.yaxis):
         assert [tick.get_text() for tick in axis.get_ticklabels()] == ["malignant", "benign"]
-    for axes in training_plots._reliability(result).axes:
+    assert len(training_plots._reliability(result).axes) == 4
+    for axes in training_plots._reliability(result).axes[2:]:
         assert sum(int(text.get_text()) for text in axes.texts) == 114
-    (panel,) = training_plots._reliability(result._replace(calibrated=False)).axes
+    panel, rows = training_plots._reliability(result._replace(uncalibrated="why")).axes
+    assert not panel.texts
+    assert rows.get_xlabel() == "probability of the predicted class"
     assert panel.get_title().startswith("as fitted")
+
+
+@pytest.mark.parametrize("fall", [1.05, 1.3, 4.0, 30.0, 1000.0])
+def test_the_loss_has_ticks(result: train.Training, fall: float) -> None:
+    from sce.cli import training_plots
+
+    changed = copy(result.model)
+    changed.loss_curve_ = np.array([1.0986, 1.0986 / fall])
+    (axes,) = training_plots._loss(result._replace(model=changed)).axes
+    low, high = axes.get_ylim()
+    assert 4 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 12
+
+
+def test_without_a_finite_minimum() -> None:
+    """Two minimisers that go on for ever do not agree."""
+    found = run("iris", "--C", "inf", "--backend", "reference")
+    assert "agree to" not in found.stdout
+    assert "of the largest: without a penalty there is no finite minimum" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--solver", "sgd"), "no solver sgd"),
+        (("--label-smoothing", 0.1), "no label smoothing"),
+        (("--solver", "sgd", "--label-smoothing", 0.1), "no solver sgd and no label smoothing"),
+    ],
+)
+def test_what_is_not_compared(options: tuple[Any, ...], why: str, tmp_path: Path) -> None:
+    """And the objective is that of the coefficients, not the mean over the last epoch."""
+    from sce.sklearn import SoftmaxRegression
+
+    found = run("iris", *options, "--backend", "reference", "--json", tmp_path / "i.json")
+    assert f"not compared with scikit-learn: its LogisticRegression has {why}\n" in found.stdout
+    told = json.loads((tmp_path / "i.json").read_text())
+    assert f"the training objective is {told['objective']:.6g}\n" in found.stdout
+    rows = train.load("iris", 0).train
+    again = SoftmaxRegression(**told["options"]).fit(*rows)
+    z = rows.x @ again.coef_.T + again.intercept_
+    log_p = z - np.logaddexp.reduce(z, axis=1)[:, None]
+    eps = again.label_smoothing
+    loss = -(1 - eps) * log_p[np.arange(len(rows.y)), rows.y].mean() - eps * log_p.mean()
+    assert told["objective"] == pytest.approx(loss + (again.coef_**2).sum() / (2 * len(rows.y)), rel=1e-9)
+
+
+def test_sgd_that_does_not_converge_says_why() -> None:
+    found = run("wine", "--solver", "sgd", "--C", "inf", "--backend", "reference")
+    assert found.exit_code == 1
+    assert "\nsgd did not converge: its loss stopped falling" in found.stdout
+    assert "raise --max-iter" not in found.stdout
 
 
 @pytest.mark.parametrize("solver", ["lbfgs", "newton-cg", "sgd"])
@@ -137,7 +192,7 @@ def test_other_data(name: str, solver: str, tmp_path: Path) -> None:
     assert told["backend"] == "reference"
     assert told["options"]["solver"] == solver
     assert (told["logistic_regression"] is None) == (solver == "sgd")
-    assert ("LogisticRegression" in found.stdout) == (solver != "sgd")
+    assert ("LogisticRegression: " in found.stdout) == (solver != "sgd")
 
 
 def test_a_seed_is_a_split() -> None:

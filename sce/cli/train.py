@@ -24,6 +24,7 @@ DATA = ("digits", "iris", "wine", "breast_cancer")
 _HELD_OUT = 0.2  # of the rows to calibrate on, and as many to test on
 _BINS = 10
 _EXACT = {"solver": "newton-cg", "tol": 1e-8, "max_iter": 1000}
+_SAME = 1e-3  # a difference between coefficients, up to which they agree
 _ROUNDS = Rounds(least=5, enough=0.1, patience=2.0)
 
 
@@ -60,7 +61,9 @@ class Training(NamedTuple):
     seconds: float
     rival: Rival | None
     backend: str
-    calibrated: bool  # whether there is a temperature that suits best
+    objective: float  # that of the fitted coefficients, over the rows to train on
+    unconverged: str  # why the fit did not converge; empty if it did
+    uncalibrated: str  # why no temperature suits best; empty if one does
 
 
 class Rival(NamedTuple):
@@ -109,31 +112,47 @@ def train(data: Data, options: dict[str, Any], log: Console) -> Training:
     model = SoftmaxRegression(**options)
     rival = _rival(options)
     contestants = {"sce": model.fit} | ({} if rival is None else {"scikit-learn": rival.fit})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what did not converge is told below
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
         try:
             seconds = _times(contestants, data.train, log)
         except (ValueError, BackendError) as exc:  # a parameter out of range, or SCE_BACKEND
             raise UsageError(f"{exc}") from exc
+        unconverged = _about(model, complaints)
         judged = {"train": judge(model, data.train), "test": judge(model, data.test)}
         beside = None if rival is None else _beside(model, rival, seconds["scikit-learn"], data.train)
+    reached = objective(model, data.train)
     with warnings.catch_warnings(record=True) as complaints:
         warnings.simplefilter("always")
         model.fit_temperature(*data.calibrate)
-    if not complaints:
+    uncalibrated = "".join(str(complaint.message) for complaint in complaints)
+    if not uncalibrated:
         judged["test, calibrated"] = judge(model, data.test)
-    ran = explain(model.decision_function(data.test.x), backend=options["backend"])
-    return Training(data, model, judged, seconds["sce"], beside, str(ran.chosen), not complaints)
+    ran = str(explain(model.decision_function(data.test.x), backend=options["backend"]).chosen)
+    seconds_each = seconds["sce"]
+    return Training(data, model, judged, seconds_each, beside, ran, reached, unconverged, uncalibrated)
+
+
+def _about(model: Any, complaints: Sequence[warnings.WarningMessage]) -> str:
+    """What our estimator, not the other, said of its convergence."""
+    ours = (f"{model.solver} did not converge", f"{model.solver} diverged")
+    said = [str(complaint.message) for complaint in complaints]
+    return "" if model.converged_ else next(text for text in said if text.startswith(ours))
 
 
 def _rival(options: dict[str, Any]) -> Any:
-    """None where scikit-learn has no such solver or objective."""
     from sklearn.linear_model import LogisticRegression
 
-    if options["solver"] == "sgd" or options["label_smoothing"]:
+    if _unrivalled(options):
         return None
     shared = ("C", "solver", "tol", "max_iter")
     return LogisticRegression(**{name: options[name] for name in shared})
+
+
+def _unrivalled(options: dict[str, Any]) -> str:
+    """Which of the options scikit-learn's estimator has not, if any."""
+    lacks = [("solver sgd", options["solver"] == "sgd"), ("label smoothing", options["label_smoothing"] > 0)]
+    return " and no ".join(what for what, asked in lacks if asked)
 
 
 def _beside(model: Any, rival: Any, seconds: float, rows: Split) -> Rival:
@@ -150,11 +169,13 @@ def _beside(model: Any, rival: Any, seconds: float, rows: Split) -> Rival:
     )
 
 
-def objective(rival: Any, rows: Split) -> float:
-    """What both minimise: the mean loss and the penalty."""
-    log_p = rival.predict_log_proba(rows.x)
-    loss = -log_p[np.arange(len(rows.y)), np.searchsorted(rival.classes_, rows.y)].mean()
-    return float(loss + (rival.coef_**2).sum() / (2 * rival.C * len(rows.y)))
+def objective(fitted: Any, rows: Split) -> float:
+    """What both minimise, before any temperature: the mean loss and the penalty."""
+    log_p = fitted.predict_log_proba(rows.x)
+    at = np.searchsorted(fitted.classes_, rows.y)
+    smoothing = getattr(fitted, "label_smoothing", 0.0)  # LogisticRegression has none
+    loss = cross_entropy(log_p, at, label_smoothing=smoothing, backend="reference")
+    return float(loss + (fitted.coef_**2).sum() / (2 * fitted.C * len(rows.y)))
 
 
 def _times(fits: dict[str, Callable[..., Any]], rows: Split, log: Console) -> dict[str, float]:
@@ -200,17 +221,22 @@ def _notes(result: Training) -> Iterator[Note]:
     unit = "epochs" if model.solver == "sgd" else "steps"
     yield (
         f"{model.solver}: {duration(result.seconds)}, {model.n_iter_} {unit}, on the backend"
-        f" {result.backend}; the training objective is {model.loss_curve_[-1]:.6g}",
+        f" {result.backend}; the training objective is {result.objective:.6g}",
         None,
     )
     if rival is not None:
         yield (
             f"scikit-learn's LogisticRegression: {duration(rival.seconds)}, {rival.steps} steps, to"
-            f" {rival.objective:.6g}; both fitted to a gradient of {_EXACT['tol']:g}, coefficients agree to"
-            f" {rival.difference:.1e} of the largest",
+            f" {rival.objective:.6g}; {_agreement(result, rival)}",
             None,
         )
-    if result.calibrated:
+    else:
+        yield (
+            "not compared with scikit-learn: its LogisticRegression has no"
+            f" {_unrivalled(model.get_params())}",
+            None,
+        )
+    if not result.uncalibrated:
         yield f"temperature {model.temperature_:.3g}, fitted on the rows to calibrate", None
         before, after = result.judged["test"], result.judged["test, calibrated"]
         if after.loss > before.loss:
@@ -220,15 +246,26 @@ def _notes(result: Training) -> Iterator[Note]:
                 "yellow",
             )
     else:
-        yield (
-            "not calibrated: no temperature suits the rows to calibrate best (all of their labels are"
-            " predicted right, or no better than by chance)",
-            "yellow",
-        )
-    if not model.converged_:
+        yield f"not calibrated: {result.uncalibrated.rstrip('.')}", "yellow"
+    if "Raise max_iter" in result.unconverged:
         yield f"not converged: raise --max-iter or --tol ({model.tol:g})", "red"
+    elif result.unconverged:
+        yield result.unconverged.rstrip("."), "red"
     if rival is not None and not rival.converged:
         yield "LogisticRegression has not converged", "yellow"
+
+
+def _agreement(result: Training, rival: Rival) -> str:
+    """Where both go on to a small gradient, the coefficients are the same, if the minimum is one place."""
+    both = f"both fitted to a gradient of {_EXACT['tol']:g}, coefficients"
+    if rival.difference <= _SAME:
+        return f"{both} agree to {rival.difference:.1e} of the largest"
+    why = (
+        "without a penalty there is no finite minimum where a class can be separated from the others"
+        if np.isinf(result.model.C)
+        else "the objective is flat around its minimum"
+    )
+    return f"{both} differ by {rival.difference:.1e} of the largest: {why}"
 
 
 def as_json(result: Training) -> dict[str, Any]:
@@ -242,9 +279,10 @@ def as_json(result: Training) -> dict[str, Any]:
         "seconds": result.seconds,
         "steps": model.n_iter_,
         "converged": model.converged_,
+        "objective": result.objective,
         "loss_curve": model.loss_curve_.tolist(),
         "temperature": model.temperature_,
-        "calibrated": result.calibrated,
+        "calibrated": not result.uncalibrated,
         "classes": list(result.data.classes),
         "judged": {
             name: {

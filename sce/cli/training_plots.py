@@ -17,6 +17,9 @@ from .train import Training, confusion
 
 _BLUE, _ORANGE = "#0063a8", "#c44e00"  # Okabe and Ito's, darkened, as in the benches
 
+_GREY = "#b9c0c8"
+_TICKS = 4  # on a logarithmic axis, at least
+
 
 def draw(result: Training, directory: Path) -> list[Path]:
     plots: dict[str, Callable[[Training], Figure]] = {
@@ -45,20 +48,32 @@ def _loss(result: Training) -> Figure:
     losses = model.loss_curve_
     per_epoch = model.solver == "sgd"
     x = np.arange(len(losses)) + per_epoch
+    unit = "epochs" if per_epoch else "steps"
     made = _figure(
         f"{result.data.name}: the objective while training",
-        f"{model.solver}, {model.n_iter_} {'epochs' if per_epoch else 'steps'}; down to {losses[-1]:.4g},"
-        " penalty included",
+        f"{model.solver}, {model.n_iter_} {unit}; down to {result.objective:.4g}, penalty included",
         7.2,
         4.2,
     )
     axes = made.subplots()
     axes.plot(x, losses, color=_BLUE, marker="o", markersize=4, markeredgecolor="white")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style.log_axis(axes.yaxis, losses.min() / 1.2, losses.max() * 1.2, "{:g}")
+    _log_axis(axes, losses.min() / 1.1, losses.max() * 1.1)
     axes.set_xlabel("epoch" if per_epoch else "step")
     axes.set_ylabel("mean loss and penalty, nats")
     return made
+
+
+def _log_axis(axes: Axes, low: float, high: float) -> None:
+    """Ticks as close as it takes to have some: a loss may fall by a factor of 100, or by a third."""
+    style.log_axis(axes.yaxis, low, high, "{:g}")
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)))
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), np.arange(1, 10, 0.5)):
+        if np.count_nonzero((axes.get_yticks() >= low) & (axes.get_yticks() <= high)) >= _TICKS:
+            return
+        axes.set_yticks([tick for tick in np.outer(decades, digits).ravel() if low <= tick <= high])
+    if len(axes.get_yticks()) < _TICKS:
+        axes.yaxis.set_major_locator(MaxNLocator(_TICKS + 1))
 
 
 def _confusion(result: Training) -> Figure:
@@ -88,34 +103,28 @@ def _confusion(result: Training) -> Figure:
 
 
 def _reliability(result: Training) -> Figure:
-    """As fitted, and beside it with the temperature, if there is one."""
+    """As fitted, and beside it with the temperature, if there is one; beneath, the rows of each bin."""
     panels = {"as fitted": (result.judged["test"].reliability, _ORANGE)}
-    if result.calibrated:
+    if not result.uncalibrated:
         calibrated = result.judged["test, calibrated"].reliability
         panels[f"temperature {result.model.temperature_:.3g}"] = calibrated, _BLUE
     made = _figure(
         f"{result.data.name}: can its confidence be believed?",
-        "Above the line, more predictions are right than it says; below, fewer. Bars: how many rows.",
-        9.6 if len(panels) > 1 else 7.0,
-        5.0,
+        "Above the diagonal, more predictions are right than it says; below, fewer.",
+        9.6 if len(panels) > 1 else 5.4,
+        6.2,
     )
-    axes = made.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for panel, (title, (found, color)) in zip(axes, panels.items(), strict=True):
-        _diagram(panel, found, color)
-        panel.set_title(f"{title}: calibration error {found.error:.3f}")
-    axes[0].set_ylabel("share that is right")
+    axes = made.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=(4, 1))
+    for (above, beneath), (title, (found, color)) in zip(axes.T, panels.items(), strict=True):
+        _diagram(above, found, color)
+        above.set_title(f"{title}: calibration error {found.error:.3f}")
+        _counts(beneath, found)
+    axes[0, 0].set_ylabel("share of the rows that is right")
+    axes[1, 0].set_ylabel("rows")
     return made
 
 
 def _diagram(axes: Axes, found: Reliability, color: str) -> None:
-    bins = len(found.weight)
-    middles = (np.arange(bins) + 0.5) / bins
-    axes.bar(middles, found.weight / found.weight.sum(), 0.9 / bins, color=style.FAINT, zorder=1)
-    for middle, count in zip(middles, found.weight, strict=True):
-        if count:
-            share = count / found.weight.sum()
-            at = 0.01 if share > 0.1 else share + 0.01  # in a tall bar, out of the line's way
-            axes.text(middle, at, f"{count:g}", ha="center", color=style.MUTED, fontsize=7.5, zorder=4)
     axes.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1.0, zorder=2)
     there = found.weight > 0
     axes.plot(
@@ -127,6 +136,20 @@ def _diagram(axes: Axes, found: Reliability, color: str) -> None:
         zorder=3,
     )
     axes.set_xlim(0, 1.02)
-    axes.set_ylim(0, 1.02)
-    axes.set_aspect("equal")
-    axes.set_xlabel("mean probability of the predicted class")
+    axes.set_ylim(-0.02, 1.02)
+
+
+def _counts(axes: Axes, found: Reliability) -> None:
+    """A bar for each bin, its number on top of it."""
+    bins = len(found.weight)
+    middles = (np.arange(bins) + 0.5) / bins
+    axes.bar(middles, found.weight, 0.9 / bins, color=_GREY)
+    for middle, count in zip(middles, found.weight, strict=True):
+        if count:
+            axes.annotate(
+                f"{count:g}", (middle, count), (0, 2), textcoords="offset points", ha="center",
+                color=style.INK, fontsize=7.5,
+            )  # fmt: skip
+    axes.set_ylim(0, max(axes.get_ylim()[1], 1.3 * found.weight.max()))
+    axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    axes.set_xlabel("probability of the predicted class")

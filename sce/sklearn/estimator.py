@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 import sce
 
 from . import parameters, solvers
+from .advice import advice
 from .objective import Floats, Objective
 
 _STEADY = 32  # calls of partial_fit after which its steps begin to shrink
@@ -62,7 +63,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     Parameters
     ----------
     C:
-        Inverse strength of the penalty, positive; `inf` for none.
+        Inverse strength of the penalty, positive; `inf` for none. Then rows that a linear model separates
+        have no finite minimum: coefficients grow until `tol` or `max_iter` ends it.
     solver:
         "lbfgs": SciPy's L-BFGS, for all that is not said below. "newton-cg": Newton's method with conjugate
         gradients, for coefficients to many digits. "sgd": mini-batch gradient descent with momentum, for more
@@ -72,12 +74,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     tol:
         "lbfgs" and "newton-cg" end when no entry of the gradient of F is larger, or when rounding hides any
         further fall of F. For "sgd" an epoch is idle when its loss is not this much below the best: after
-        five of them the steps shrink to a fifth, the third time it ends.
+        five of them the steps shrink to a fifth, the third time it ends. It returns the best of where it
+        started, where it ended, and the end of its best epoch.
     max_iter:
         Steps, or epochs of "sgd". Reaching it is a `ConvergenceWarning`.
     class_weight:
-        A dict of label: weight (1 for labels not in it), "balanced" (each class has the same total weight),
-        or None. Not negative.
+        A dict of label: weight (1 for labels not in it; labels that y has not are ignored, unless all are
+        such), "balanced" (each class has the same total weight), or None. Not negative.
     label_smoothing:
         In [0, 1]: this much of each label's mass is spread evenly over all classes.
     batch_size, learning_rate, momentum:
@@ -89,7 +92,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     random_state:
         The order of the rows of "sgd": an int, a `RandomState`, or None for NumPy's own.
     verbose:
-        Above 0, a line for each step is printed.
+        Above 0, or True, a line for each step is printed.
     backend:
         Of sce: a name, an import path, or None for the best.
 
@@ -108,7 +111,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     n_iter_ : int
         Steps, or epochs: those of `fit` and one for each `partial_fit` since.
     converged_ : bool
-        Whether `fit` ended by itself, as `tol` says, and not by `max_iter`. False after a `partial_fit`.
+        Whether `fit` ended near the minimum. For "lbfgs" and "newton-cg": the gradient is within `tol`, or
+        rounding hid any further fall of F, and an estimate of what is left is as small as rounding, or
+        `tol**2` / 2. For "sgd": it ended as `tol`
+        says, and the fall that is left is estimated at no more than a tenth of F or 10 `tol`. If it is False,
+        a `ConvergenceWarning` says why and what would help; after a `partial_fit` it is always False.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
 
@@ -196,10 +203,15 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.n_iter_ = trace.steps
         self.converged_ = trace.converged
         if not trace.converged:
-            warnings.warn(self._advice(trace), ConvergenceWarning, stacklevel=2)
+            warnings.warn(advice(self.solver, trace, objective), ConvergenceWarning, stacklevel=2)
         return self
 
-    @available_if(lambda self: self.solver == "sgd")  # type: ignore[untyped-decorator]
+    def _mini_batches(self) -> bool:
+        if self.solver != "sgd":
+            raise AttributeError(f"partial_fit needs solver='sgd': the solver is {self.solver!r}.")
+        return True
+
+    @available_if(_mini_batches)  # type: ignore[untyped-decorator]
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None, total_weight: Any = None
     ) -> SoftmaxRegression:
@@ -208,8 +220,15 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         The first call is told all `classes`. The penalty is that of F for all rows together, for which its
         1 / (2 C sum_i u_i) has to know their weight: `total_weight`, or else the weight of all rows seen so
         far, in `fit` and in each `partial_fit`. That is right for a stream, which shows each row once; who
-        shows the same rows again and again, epoch by epoch, passes `total_weight`, and gets the coefficients
-        of `fit`. Rows that weigh nothing change nothing.
+        shows the same rows again and again, epoch by epoch, passes `total_weight`. Rows that weigh nothing
+        change nothing.
+
+        The coefficients come near those of `fit` slowly, and reach them in the limit only: with the rate
+        "auto" the steps shrink as 1 / sqrt(calls), and the squared distance no faster. On scaled digits, in
+        batches of 64, they are 15 % off (largest error over largest coefficient) after 50 epochs, 8 % after
+        200, 7 % after 400; F is 3 %, 0.8 % and 0.4 % above its minimum.
+
+        `fit_intercept` must stay as it is from call to call.
         """
         self._check()
         if total_weight is not None:
@@ -243,6 +262,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         seen, weight = seen + len(rows.y), weight + rows.total
         # In proportion to what these rows weigh: a call with half the weight is half a step.
         objective = self._objective(rows, total_weight or weight, len(rows.y) * weight / seen)
+        if velocity.shape != objective.shape:
+            raise ValueError(
+                f"fit_intercept={self.fit_intercept} is not what it was: partial_fit goes on with the"
+                f" parameters that are there, {velocity.shape[0]} for each class, and now it would be"
+                f" {objective.shape[0]}. Set it back, or fit a new estimator."
+            )
         w, velocity = self._parameters(rows.classes), velocity.copy()
         rng = check_random_state(self.random_state) if rng is None else rng
         # The call is a mini-batch, or several; steps of one size would go astray around the minimum for ever.
@@ -285,15 +310,15 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             return float(np.vdot(z, grad)) / beta
 
         self.temperature_ = 1.0
-        if slope(1 / _SHARPEST) < 0 < slope(_SHARPEST):
-            self.temperature_ = 1 / brentq(slope, 1 / _SHARPEST, _SHARPEST, rtol=1e-12)
+        if slope(1 / _SHARPEST) >= 0:
+            why = "the logits tell their labels no better than chance, so that none at all would fit best"
+        elif slope(_SHARPEST) <= 0:
+            why = "their labels are all predicted right, so that the lower it is, the better it fits"
         else:
-            warnings.warn(
-                "no temperature fits these rows best, so it stays 1: their labels are all predicted right, or"
-                " no better than by chance.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+            self.temperature_ = 1 / brentq(slope, 1 / _SHARPEST, _SHARPEST, rtol=1e-12)
+            return self
+        what = f"no temperature fits these rows best, so it stays 1: {why}."
+        warnings.warn(what, ConvergenceWarning, stacklevel=2)
         return self
 
     def decision_function(self, X: Any) -> Floats:
@@ -369,8 +394,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                     labels = labels[there]
         if len(labels) < 2:
             raise ValueError(
-                f"y holds only one class, {labels[0]!r}, in the rows that have a weight: a softmax needs at"
-                " least 2 classes."
+                f"y holds only one class, {parameters.plain(labels[0])!r}, in the rows that have a weight: a"
+                " softmax needs at least 2 classes."
             )
         return _Rows(X, at.astype(np.intp, copy=False), weight, labels)
 
@@ -427,17 +452,6 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         rate = solvers.stable_rate(objective, size) / shrink if auto_rate else self.learning_rate
         return {"batch_size": size, "momentum": self.momentum, "rate": rate}
 
-    def _advice(self, trace: solvers.Trace) -> str:
-        if self.solver == "sgd":
-            return (
-                f"sgd did not converge in {trace.steps} epochs: the loss still fell by more than tol, or the"
-                " steps had not shrunk yet. Raise max_iter or tol, or scale the features."
-            )
-        return (
-            f"{self.solver} did not converge in {trace.steps} steps: the largest entry of the gradient is"
-            f" {trace.slope:.3g}, tol {self.tol:g}. Raise max_iter or tol."
-        )
-
     def _check(self) -> None:
         """The parameters that depend on no data."""
         parameters.one_of("solver", self.solver, ("lbfgs", "newton-cg", "sgd"))
@@ -448,7 +462,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         parameters.integer("max_iter", self.max_iter, 1)
         if not parameters.is_word(self.batch_size, "auto"):
             parameters.integer("batch_size", self.batch_size, 1, or_else='"auto"')
-        parameters.integer("verbose", self.verbose, 0)
+        if not parameters.is_switch(self.verbose):
+            parameters.integer("verbose", self.verbose, 0)
         parameters.switch("fit_intercept", self.fit_intercept)
         parameters.switch("warm_start", self.warm_start)
         if not parameters.is_word(self.learning_rate, "auto"):

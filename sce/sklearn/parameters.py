@@ -13,12 +13,21 @@ from sklearn.utils import check_array
 
 def one_of(name: str, value: Any, legal: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in legal:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, legal))}, got {value!r}.")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, legal))}, got {plain(value)!r}.")
+
+
+def plain(value: Any) -> Any:
+    """As Python writes it: a message says 0, not np.int64(0)."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def is_switch(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
 
 
 def switch(name: str, value: Any) -> None:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    if not is_switch(value):
+        raise TypeError(f"{name} must be True or False, got {plain(value)!r}.")
 
 
 def is_word(value: Any, word: str) -> bool:
@@ -29,17 +38,17 @@ def is_word(value: Any, word: str) -> bool:
 def integer(name: str, value: Any, low: int, *, or_else: str = "") -> None:
     """`or_else` is what may be given besides, as the message has it."""
     legal = f"{or_else} or an integer" if or_else else "an integer"
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be {legal} of at least {low}, got {value!r}.")
+    if not isinstance(value, numbers.Integral) or is_switch(value):
+        raise TypeError(f"{name} must be {legal} of at least {low}, got {plain(value)!r}.")
     if value < low:
-        raise ValueError(f"{name} must be {legal} of at least {low}, got {value!r}.")
+        raise ValueError(f"{name} must be {legal} of at least {low}, got {plain(value)!r}.")
 
 
 def real(name: str, value: Any, low: float, high: float, *, ends: str, or_else: str = "") -> None:
     """`ends` are the brackets of the interval: "[)" has its low end in it and its high end not."""
     legal = f"{or_else} or a number" if or_else else "a number"
-    legal = f"{name} must be {legal} in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value!r}."
-    if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
+    legal = f"{name} must be {legal} in {ends[0]}{low:g}, {high:g}{ends[1]}, got {plain(value)!r}."
+    if not isinstance(value, numbers.Real) or is_switch(value):
         raise TypeError(legal)
     number = float(value)
     above = number >= low if ends[0] == "[" else number > low
@@ -52,13 +61,14 @@ def class_weight(value: Any) -> None:
     if value is None or is_word(value, "balanced"):
         return
     if not isinstance(value, dict):
-        what = f'class_weight must be None, "balanced" or a dict of label: weight, got {value!r}.'
+        what = f'class_weight must be None, "balanced" or a dict of label: weight, got {plain(value)!r}.'
         raise (ValueError if isinstance(value, str) else TypeError)(what)
     for label, weight in value.items():
-        legal = isinstance(weight, numbers.Real) and not isinstance(weight, (bool, np.bool_))
+        legal = isinstance(weight, numbers.Real) and not is_switch(weight)
         if not legal or not 0 <= float(weight) < np.inf:
             error = ValueError if legal else TypeError
-            raise error(f"class_weight[{label!r}] must be a number in [0, inf), got {weight!r}.")
+            name = f"class_weight[{plain(label)!r}]"
+            raise error(f"{name} must be a number in [0, inf), got {plain(weight)!r}.")
 
 
 def sample_weight(value: Any, rows: int) -> NDArray[np.float64]:
@@ -79,7 +89,8 @@ def sample_weight(value: Any, rows: int) -> NDArray[np.float64]:
 def positions(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
     """Where these labels are among the classes, both sorted and without repetition."""
     if (unknown := ~np.isin(labels, classes)).any():
-        raise ValueError(f"y holds {labels[unknown][0]!r}, which is none of the classes {classes!r}.")
+        label = plain(labels[unknown][0])
+        raise ValueError(f"y holds {label!r}, which is none of the classes {classes!r}.")
     return np.searchsorted(classes, labels)
 
 
@@ -89,10 +100,11 @@ def class_weights(
     """A weight per class. Balanced: the rows of each class weigh the same, all together what they did."""
     if isinstance(asked, dict):
         labels = classes.tolist()
-        if unknown := [label for label in asked if label not in labels]:
+        # A fold may lack some of the labels. Where it lacks all of them, they are written in another way.
+        if asked and not any(label in labels for label in asked):
             raise ValueError(
-                f"class_weight names {unknown[0]!r}, which is none of the classes {classes!r}: leave it out,"
-                " or write it as y has it."
+                f"class_weight names {plain(next(iter(asked)))!r}, which is none of the classes {classes!r},"
+                " and no other label that is: leave it out, or write it as y has it."
             )
         return np.array([asked.get(label, 1.0) for label in labels], np.float64)
     counts = np.bincount(y, weight, len(classes))

@@ -34,7 +34,6 @@ class Scaling(NamedTuple):
         return g if self.inverse is None else self.inverse.T @ g
 
 
-@np.errstate(over="ignore", invalid="ignore")  # an error says so below
 def scaling(objective: Objective, w: Floats, expected: float = 1.0) -> Scaling:
     """The scaling for steps from w on, where the loss is `expected` to bend this much of what it does at w.
 
@@ -43,7 +42,26 @@ def scaling(objective: Objective, w: Floats, expected: float = 1.0) -> Scaling:
     L with diag(1/d) L L^T diag(1/d) = M make it the identity.
     """
     x, bend = objective.spread(w)
-    bend *= expected
+    return _scaling(objective, x, bend * expected)
+
+
+def remaining(objective: Objective, w: Floats, grad: Floats) -> float:
+    """An estimate of F(w) - min F: |g|^2 / 2 in coordinates in which the Hessian is near the identity.
+
+    Of features far from 0 the Hessian of W and b together is singular but for rounding, which would hide what
+    is left. Dense ones are centred for that: (x - m) W + (b + m W) are the same logits.
+    """
+    x, bend = objective.spread(w)
+    if objective.intercept and not sparse.issparse(x):
+        mean = bend @ x / bend.sum()
+        x = x - mean
+        grad = np.vstack([grad[:-1] - mean[:, None] * grad[-1:], grad[-1:]])
+    g = _scaling(objective, x, bend).gradient(grad)
+    return 0.5 * float(np.vdot(g, g))
+
+
+@np.errstate(over="ignore", invalid="ignore")  # an error says so below
+def _scaling(objective: Objective, x: Any, bend: Floats) -> Scaling:
     size = objective.shape[0]
     heavy = x.multiply(bend[:, None]).tocsr() if sparse.issparse(x) else x * bend[:, None]
     if size > _TOGETHER:

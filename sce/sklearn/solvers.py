@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import minimize
 
 from .objective import Floats, Objective
-from .scaling import Scaling, scaling
+from .scaling import Scaling, remaining, scaling
 
 # Steps of L-BFGS in the first coordinates, and in the second; each later round doubles it. At W = 0 every row
 # bends the loss as much as it can; soon, few do: the first coordinates take a tenth of it.
@@ -19,6 +20,9 @@ _LEAST = 4 * np.finfo(np.float64).eps  # a relative fall of the objective that i
 _FALL = 1e-4  # of what the slope promises, to accept a step (Armijo)
 _PATIENCE = 5  # epochs without a lower loss, after which the steps of mini-batches shrink
 _SHRINK, _SMALLEST = 5.0, 1e-2  # by how much, and down to which share of the first
+# What may be left to fall where mini-batches end: this share of the objective, or so many times tol. On
+# digits, iris, wine and breast_cancer up to 3 % are left if they are scaled, 17 % to 81 % if not.
+_LEFT, _LEFT_TOL = 0.1, 10.0
 
 
 class Trace:
@@ -29,7 +33,9 @@ class Trace:
         self.losses: list[float] = []
         self.steps = 0
         self.slope = math.nan  # the largest entry of the last gradient
+        self.gap = math.nan  # what the objective is estimated to lie above its minimum, where that was asked
         self.converged = False
+        self.trouble: Literal["steps", "rounding", "diverged", "far"] = "steps"  # if not converged
 
     @property
     def over(self) -> bool:
@@ -49,6 +55,21 @@ class Trace:
             self.converged = self.slope <= self.tol
         if self.verbose:
             print(progress(self.steps, loss, None if grad is None else self.slope))
+
+
+def _noise(objective: Objective, loss: float) -> float:
+    """What rounding may hide of F. Logarithms near 0 are rounded as 1 is, so no less than of 1 nat."""
+    return 16 * float(np.finfo(objective.x.dtype).eps) * max(abs(loss), 1.0)
+
+
+def _stalled(objective: Objective, w: Floats, trace: Trace) -> None:
+    """No fall of F can be seen any more. Is it the minimum?
+
+    If no more is left than rounding may hide, or than a gradient of tol leaves where the Hessian is I.
+    """
+    loss, grad = objective(w)
+    trace.gap, trace.trouble = remaining(objective, w, grad), "rounding"
+    trace.converged |= trace.gap <= max(_noise(objective, loss), trace.tol**2 / 2)
 
 
 def progress(steps: int, loss: float, slope: float | None = None) -> str:
@@ -73,7 +94,8 @@ def lbfgs(objective: Objective, w: Floats, trace: Trace) -> Floats:
         w, stalled = _round(objective, w, trace, length, scaling(objective, w, expected))
         stalls = stalls + 1 if stalled else 0  # by rounding, maybe: new coordinates may help once
         length, expected = max(_SECOND, 2 * length), 1.0
-    trace.converged |= stalls == 2
+    if stalls == 2:
+        _stalled(objective, w, trace)
     return w
 
 
@@ -133,11 +155,11 @@ def newton_cg(objective: Objective, w: Floats, trace: Trace) -> Floats:
             if ahead <= loss + _FALL * length * slope or (hidden and less):
                 break
             length /= 2
-        else:  # no step is visible any more: at the minimum, as far as the dtype can tell
-            trace.converged = -slope <= noise * abs(loss)
+        else:  # no step is visible any more
+            _stalled(objective, w, trace)
             break
         if hidden and np.linalg.norm(easy.gradient(grad_ahead)) > 0.5 * np.linalg.norm(downhill):
-            trace.converged = True  # rounding is all that is left of the gradient, too
+            _stalled(objective, w, trace)  # rounding is all that is left of the gradient, too
             break
         w, loss, grad = at, ahead, grad_ahead
         trace.step(loss, grad)
@@ -213,6 +235,7 @@ def stable_rate(objective: Objective, batch_size: int) -> float:
     return float(1 / smooth)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # where it went astray: those parameters are not kept
 def sgd(
     objective: Objective,
     w: Floats,
@@ -223,14 +246,35 @@ def sgd(
     momentum: float,
     rate: float,
 ) -> Floats:
-    """Epochs of mini-batches. When the loss fell by less than tol for five of them, the steps shrink."""
-    velocity, best, idle, share = np.zeros_like(w), math.inf, 0, 1.0
+    """Epochs of mini-batches. When the loss fell by less than tol for five of them, the steps shrink.
+
+    Idle epochs are no proof of a minimum: of features of several magnitudes the small ones hardly move. So
+    what is left to fall is estimated at the end. Returned are the best of the parameters at the start, after
+    the epoch of the lowest loss, and at the end.
+    """
+    start, best, best_w = w.copy(), math.inf, w
+    velocity, idle, share = np.zeros_like(w), 0, 1.0
     while not trace.over:
         loss = epoch(objective, w, velocity, rng, batch_size=batch_size, momentum=momentum, rate=share * rate)
         trace.step(loss)
         idle = 0 if loss < best - trace.tol else idle + 1
-        best = min(best, loss)
+        if loss < best:
+            best, best_w = loss, w.copy()
         if idle == _PATIENCE:
             idle, share = 0, share / _SHRINK
             trace.converged = share < _SMALLEST
-    return w
+    return _judged(objective, [start, best_w, w], trace)
+
+
+def _judged(objective: Objective, places: list[Floats], trace: Trace) -> Floats:
+    """The best of the start and later places; whether that is near enough to the minimum."""
+    losses, grads = zip(*map(objective, places), strict=True)
+    at = min(range(len(places)), key=lambda n: math.inf if math.isnan(losses[n]) else losses[n])
+    trace.slope = float(np.abs(grads[at]).max())
+    trace.gap = remaining(objective, places[at], grads[at])
+    if trace.gap > max(_LEFT * losses[at], _LEFT_TOL * trace.tol):
+        if at == 0 and trace.steps >= _PATIENCE:  # the first few may go up before they go down
+            trace.trouble, trace.converged = "diverged", False
+        elif trace.converged:
+            trace.trouble, trace.converged = "far", False
+    return places[at]
