@@ -39,18 +39,18 @@ def logits(value: Any, name: str = "logits", scalar: bool = False) -> Array:
     return x
 
 
-def axis(value: Any, ndim: int) -> int:
+def axis(value: Any, ndim: int, of: str = "logits") -> int:
     """The class axis, made non-negative."""
     k = _integer("axis", value)
     if not -ndim <= k < ndim:
-        raise ValueError(f"axis {k} is outside [{-ndim}, {ndim}) for logits of {ndim} dimension(s).")
+        raise ValueError(f"axis {k} is outside [{-ndim}, {ndim}) for {of} of {ndim} dimension(s).")
     return k % ndim
 
 
-def classes(shape: tuple[int, ...], axis: int) -> int:
+def classes(shape: tuple[int, ...], axis: int, of: str = "logits") -> int:
     """C, at least one."""
     if shape[axis] == 0:
-        raise ValueError(f"logits of shape {shape} have no classes on axis {axis}: C must be at least 1.")
+        raise ValueError(f"{of} of shape {shape} has no classes on axis {axis}: C must be at least 1.")
     return shape[axis]
 
 
@@ -94,7 +94,7 @@ def _none(y: Array) -> bool:
     return y.dtype.kind == "O" and y.ndim == 0 and y[()] is None
 
 
-def direction(value: Any, shape: tuple[int, ...]) -> Array:
+def direction(value: Any, shape: tuple[int, ...], of: str = "logits") -> Array:
     """A floating array shaped like the logits."""
     v = as_host(value, "v")
     if dtype_name(v.dtype) not in DTYPES:
@@ -103,7 +103,7 @@ def direction(value: Any, shape: tuple[int, ...]) -> Array:
             " .astype(np.float32)."
         )
     if v.shape != shape:
-        raise ValueError(f"v has shape {v.shape}; logits of shape {shape} need the same: nothing broadcasts.")
+        raise ValueError(f"v has shape {v.shape}, and {of} {shape}: they need the same, nothing broadcasts.")
     return v
 
 

@@ -129,8 +129,8 @@ def prepare(
 
     x = checks.logits(logits, name)
     validate = checks.switch("validate", validate)
-    axis = checks.axis(axis, x.ndim)
-    classes = checks.classes(x.shape, axis)
+    axis = checks.axis(axis, x.ndim, name)
+    classes = checks.classes(x.shape, axis, name)
     rows_shape = x.shape[:axis] + x.shape[axis + 1 :]
     rows = math.prod(rows_shape)
 
@@ -145,7 +145,7 @@ def prepare(
     w = checks.vector("class_weight", class_weight, (classes,), "one weight per class", validate, device)
     u = checks.vector("sample_weight", sample_weight, rows_shape, "one weight per row", validate, device)
     b = checks.logit_bias(logit_bias, (classes,), validate, device)
-    along = None if v is NO_TARGET else checks.direction(v, x.shape)
+    along = None if v is NO_TARGET else checks.direction(v, x.shape, name)
     if v_is_target:
         kind, soft, along = "distribution", along, None
     numbers = (

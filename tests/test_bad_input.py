@@ -89,7 +89,7 @@ def rejects(spy, kind, words, logits=X, target=Y, **options):
         ("cat", TypeError, r"dtype <U3"),
         (np.float64(3.0), ValueError, r"single number.*class axis.*\(N, C\)"),
         (3.0, ValueError, r"single number"),
-        (np.zeros((2, 0)), ValueError, r"shape \(2, 0\) have no classes on axis 1: C must be at least 1"),
+        (np.zeros((2, 0)), ValueError, r"shape \(2, 0\) has no classes on axis 1: C must be at least 1"),
         ([], ValueError, r"no classes"),
         (np.zeros((0, 0)), ValueError, r"no classes"),
     ],

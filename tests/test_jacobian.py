@@ -218,7 +218,7 @@ def test_what_may_not_be_written_over():
     [
         (lambda: sce.softmax_jacobian(np.zeros((2, 3), int)), TypeError, "x have dtype int64"),
         (lambda: sce.softmax_jacobian(np.zeros((2, 3)), axis=2), ValueError, "axis 2 is outside"),
-        (lambda: sce.softmax_jacobian(np.zeros((2, 0))), ValueError, "have no classes"),
+        (lambda: sce.softmax_jacobian(np.zeros((2, 0))), ValueError, r"x of shape \(2, 0\) has no classes"),
         (lambda: sce.log_softmax_jacobian([0.0, 1.0], temperature=0), ValueError, "temperature must be"),
         (lambda: sce.softmax_vjp([0.0, 1.0], [1.0]), ValueError, r"v has shape \(1,\)"),
         (lambda: sce.log_softmax_vjp([0.0, 1.0], [1, 0]), TypeError, "v has dtype int64"),

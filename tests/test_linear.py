@@ -75,7 +75,7 @@ def step(request, monkeypatch):
 @pytest.fixture(params=[0, 1 << 20], ids=["by class", "by row"])
 def order(request, monkeypatch):
     """How a chunk's logits lie in memory."""
-    monkeypatch.setattr(host, "_DEEP", request.param)
+    monkeypatch.setattr(chunks, "_DEEP", request.param)
 
 
 @pytest.fixture(params=[True, False], ids=["SciPy", "NumPy alone"])

@@ -349,7 +349,7 @@ X, Y, V = np.zeros((2, 3)), np.zeros(2, int), np.zeros((2, 3))
         (
             np.zeros(3),
             ValueError,
-            r"v has shape \(3,\); logits of shape \(2, 3\) need the same: nothing broadcasts",
+            r"v has shape \(3,\), and logits \(2, 3\): they need the same, nothing broadcasts",
         ),
         (np.zeros((2, 3), int), TypeError, r"v has dtype int64.*\.astype\(np\.float32\)"),
         (np.zeros((2, 3), complex), TypeError, "v has dtype complex128"),

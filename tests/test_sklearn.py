@@ -695,6 +695,16 @@ def test_mini_batches_that_diverge() -> None:
     assert objective(fitted, x, y) == pytest.approx(np.log(3))
 
 
+def test_a_first_partial_fit_that_fails_leaves_nothing() -> None:
+    x, y = data("iris")
+    fitted = model(solver="sgd", learning_rate=1e300)
+    with pytest.raises(ValueError, match="too large"):
+        fitted.partial_fit(x * 1e200, y, classes=[0, 1, 2, 3])
+    with pytest.raises(NotFittedError):
+        fitted.predict(x)
+    assert fitted.set_params(learning_rate="auto").partial_fit(x, y, classes=[0, 1, 2]).n_iter_ == 1
+
+
 def test_mini_batches_return_the_best_epoch() -> None:
     """Of steps that never shrink, the last place is one of many in a cloud."""
     x, y = scaled("iris")

@@ -246,14 +246,20 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         known = np.unique(classes) if first else self.classes_
         if not first and classes is not None and not np.array_equal(np.unique(classes), known):
             raise ValueError(f"classes={classes!r} is not what the first call said: {known!r}.")
-        rows = self._rows(X, y, sample_weight, reset=first, classes=known, some=False)
-        if first:
-            w = np.zeros((rows.x.shape[1] + bool(self.fit_intercept), len(known)))
-            self._keep(rows, w)
-            self._stream = _Stream(np.zeros_like(w))
-            self.loss_curve_, self.n_iter_, self.converged_ = np.zeros(0), 0, False
-        if len(rows.y):
-            self._epoch(rows, total_weight)
+        before = set(vars(self))
+        try:
+            rows = self._rows(X, y, sample_weight, reset=first, classes=known, some=False)
+            if first:
+                w = np.zeros((rows.x.shape[1] + bool(self.fit_intercept), len(known)))
+                self._keep(rows, w)
+                self._stream = _Stream(np.zeros_like(w))
+                self.loss_curve_, self.n_iter_, self.converged_ = np.zeros(0), 0, False
+            if len(rows.y):
+                self._epoch(rows, total_weight)
+        except BaseException:
+            for name in set(vars(self)) - before:  # a first call that fails leaves nothing that looks fitted
+                delattr(self, name)
+            raise
         return self
 
     def _epoch(self, rows: _Rows, total_weight: float | None) -> None:
