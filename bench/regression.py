@@ -1,14 +1,14 @@
 """Softmax regression against scikit-learn's LogisticRegression: coefficients and time, side by side.
 
-    python bench/regression.py [--write docs/regression.md] [--quick]
+    python bench/regression.py [--write docs/benchmarks.md] [--quick]
 
 The same rows, the same objective, the same solver. The exact coefficients are those of a third fit, to a
 gradient of 1e-8 or less (LogisticRegression's newton-cholesky or newton-cg). Two questions for each problem:
 what does a fit cost as both come, to a gradient of 1e-4, and what does it cost to have the coefficients to
 1e-4? For the second, each has the loosest tolerance of 1e-4, 1e-5, ... at which its own are that near. Fits
 are timed in turns; the median counts, of one turn where it takes longer than some seconds. Memory is what
-Python and NumPy have at the most during a fit, beyond what was there before. `--write` puts the table between
-the marks in that page, `--quick` leaves out the synthetic problem, which takes minutes.
+Python and NumPy have at the most during a fit, beyond what was there before. `--write` puts the table into
+that page, `--quick` leaves out the synthetic problem, which takes minutes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 import sce
 from sce import machine
 from sce.bench.clock import Rounds, alternate
-from sce.bench.markdown import table
+from sce.bench.markdown import put, table
 from sce.cli.tables import duration
 from sce.sklearn import SoftmaxRegression
 
@@ -41,7 +41,8 @@ TOLERANCES = tuple(10.0**-power for power in range(4, 11))
 STEPS = 100_000
 ROUNDS = Rounds(least=5, enough=0.5, most=200, patience=4.0)
 EVEN = 1.05  # a ratio of times that is no difference
-START, END = "<!-- bench/regression.py -->", "<!-- /bench/regression.py -->"
+HEADING = "## Softmax regression"
+HOW = "How it is measured: [regression.md](regression.md#against-logisticregression)."
 HEADER = (
     "problem", "features", "solver", "to", "sce", "scikit-learn", "theirs over ours", "steps", "error",
     "above the minimum", "memory, MB",
@@ -88,10 +89,8 @@ def main() -> None:
     text = "\n\n".join([about(), table(HEADER, rows, words=(0, 1, 2, 3)), legend, verdict(lines)])
     print(f"\n{text}")
     if args.write is not None:
-        page = args.write.read_text("utf-8")
-        before, _, rest = page.partition(START)
-        _, _, after = rest.partition(END)
-        args.write.write_text(f"{before}{START}\n{text}\n{END}{after}", "utf-8")
+        section = "\n\n".join([HEADING, HOW, text])
+        args.write.write_text(put(args.write.read_text("utf-8"), "bench/regression.py", section), "utf-8")
 
 
 def problems(quick: bool) -> Iterator[Problem]:
