@@ -33,9 +33,8 @@ Mean cross-entropy of the linear model X W, float32, without a bias, with the gr
 limits it are three products of matrices, X W, G W^T and X^T G; so the scale of this page is
 
 - **over bare products**: the time of a call over that of the products alone, over the same chunks of rows,
-  into memory that exists, measured in turns in the same process. X^T G is added up over the chunks by SciPy's
-  BLAS (`beta=1`). Where SciPy is missing, NumPy multiplies block by block and adds; its bare products do the
-  same.
+  into memory that exists, measured in turns in the same process. X^T G is added up over the chunks
+  by NumPy, block by block.
 - **GFLOP/s**: 6 N D C operations over the time of a call.
 - **extra memory**: the peak of a warm call beyond its inputs and its answer, in a process of its own. What
   all logits would take stands above each table.

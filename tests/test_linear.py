@@ -12,7 +12,7 @@ import pytest
 
 import sce
 from sce import LinearGrad, registry
-from sce.linear import chunks, host, products
+from sce.linear import chunks, host
 
 N, D, C = 23, 6, 5
 rng = np.random.default_rng(3)
@@ -78,14 +78,6 @@ def order(request, monkeypatch):
     monkeypatch.setattr(chunks, "_DEEP", request.param)
 
 
-@pytest.fixture(params=[True, False], ids=["SciPy", "NumPy alone"])
-def scipy(request, monkeypatch):
-    if request.param:
-        pytest.importorskip("scipy", reason="SciPy's BLAS is not here to be used")
-    else:
-        monkeypatch.setattr(products, "_gemm", lambda code: None)
-
-
 def test_a_chunk_of_few_classes_lies_class_after_class():
     memory = np.empty(4096)
     for classes, features, by_class in ((64, 48, True), (65, 48, False), (64, 47, False)):
@@ -114,7 +106,7 @@ def test_options(options, step, order, backend):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-def test_dtypes(dtype, step, order, scipy):
+def test_dtypes(dtype, step, order):
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     x, w = X.astype(kind), W.astype(kind)
     want_loss, want = dense(x, w, labels({}), BIAS, {"l2": 0.05})
@@ -148,7 +140,7 @@ def ordered(x, how):
 
 @pytest.mark.parametrize("of_w", ["C", "F", "gaps", "backwards", "foreign"])
 @pytest.mark.parametrize("of_x", ["C", "F", "gaps", "foreign"])
-def test_any_memory_order(of_x, of_w, step, order, scipy):
+def test_any_memory_order(of_x, of_w, step, order):
     want_loss, want = dense(X, W, labels({}), None, {"l2": 0.1})
     x, w = ordered(X, of_x), ordered(W, of_w)
     out = LinearGrad(ordered(np.zeros_like(X), of_x.replace("foreign", "C")), None)
@@ -163,7 +155,7 @@ def test_any_memory_order(of_x, of_w, step, order, scipy):
 
 
 @pytest.mark.parametrize("of_w", ["C", "F", "gaps", "backwards"])
-def test_gradients_go_where_the_caller_says(of_w, step, order, scipy):
+def test_gradients_go_where_the_caller_says(of_w, step, order):
     want = dense(X, W, labels({}), BIAS, {"l2": 0.1})[1]
     out = LinearGrad(np.full((N, D), np.nan), ordered(np.full((D, C), np.nan), of_w), np.full(C, np.nan))
     _, grads = sce.linear_loss_and_grad(X, W, labels({}), bias=BIAS, l2=0.1, out=out)
@@ -400,7 +392,7 @@ def test_an_empty_mean_is_the_penalty_alone(case, empty, step):
     np.testing.assert_array_equal(sce.linear_hvp(x, W, y, V, l2=0.5, **options).W, V)
 
 
-def test_no_features(step, scipy):
+def test_no_features(step):
     x, w, y = np.empty((N, 0)), np.empty((0, C)), labels({})
     loss, grads = sce.linear_loss_and_grad(x, w, y, bias=BIAS, l2=1.0)
     want_loss, g = sce.loss_and_grad(np.tile(BIAS, (N, 1)), y)
@@ -475,7 +467,6 @@ def idle(monkeypatch):
 @pytest.mark.parametrize("of", [sce.linear_loss_and_grad, sce.linear_cross_entropy])
 def test_a_large_vocabulary_takes_little_memory(of, left_out, idle):
     """The stated bound of 64 MB, where all logits are 525 MB. NumPy tells tracemalloc what it allocates."""
-    pytest.importorskip("scipy", reason="the bound at this number of classes is SciPy's BLAS's")
     n, d, c = 1024, 8, 128256
     x, w, y = np.ones((n, d), "f4"), np.zeros((d, c), "f4"), np.zeros(n, int)
     y[1] = -1

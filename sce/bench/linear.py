@@ -27,7 +27,6 @@ _ROUNDS = Rounds(least=5, enough=1.0, patience=15.0)
 _LONG = 10.0  # seconds of a call: of longer ones there are as many as the memory's measurement takes,
 _TURNS = 2  # or for a quotient so many turns: a quarter of an hour is to be enough for all
 _MATRICES = 3  # that backpropagation through a log-softmax has at a time
-_HUGE = 1e12  # operations
 _SAMPLE = 64  # numbers of each gradient that the contestants are compared by
 
 
@@ -97,20 +96,14 @@ class LinearContestant(Protocol):
 
 class Ours(NamedTuple):
     name: str = "sce"
-    scipy: bool = True
 
     def missing(self) -> str | None:
-        return why_missing("scipy", "scipy") if self.scipy else None
+        return None
 
     def refuses(self, task: LinearTask) -> str | None:
-        if not self.scipy and task.flops > _HUGE:
-            return "left out to save time: what SciPy gives is seen at the other shapes."
         return None
 
     def prepare(self, given: Inputs) -> Prepared:
-        if not self.scipy:
-            alone: Any = lambda code: None  # noqa: E731 - of this process, which ends with the measurement
-            products._gemm = alone
         x, w, y = given
         out = LinearGrad(X=np.empty_like(x), W=np.empty_like(w))
         bare = Bare(x, w, y, out)
@@ -263,7 +256,6 @@ class Jax(NamedTuple):
 
 def contestants() -> Iterator[LinearContestant]:
     yield Ours()
-    yield Ours("sce, NumPy alone", scipy=False)
     yield Torch()
     yield Torch("torch, in chunks", chunked=True)
     yield Jax()

@@ -86,8 +86,8 @@ def linear_loss_and_grad(
         its gradient's shape and the dtype of X and W (or float32 for half precision), and shares memory
         with no other array.
     validate, backend:
-        As for `loss_and_grad`; products of matrices are those of the BLAS that NumPy and SciPy have, on its
-        own threads.
+        As for `loss_and_grad`; products of matrices are those of the BLAS that NumPy has, on its own
+        threads.
 
     Returns
     -------
