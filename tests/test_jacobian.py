@@ -123,17 +123,6 @@ def test_into_memory_that_exists(function, backend):
     assert (out == function(x, 1, backend=backend)).all()
 
 
-@pytest.mark.parametrize(
-    ("out", "error", "words"),
-    [
-        (np.empty((2, 3, 3), np.float32), TypeError, "out has dtype float32"),
-        (np.empty((2, 3)), ValueError, r"out has shape \(2, 3\); it must have \(2, 3, 3\)"),
-        (np.empty((2, 3, 6))[..., ::2], ValueError, "out has gaps"),
-        (np.empty((3, 3, 2)).T, ValueError, "out has gaps"),
-        ([0.0], TypeError, "out must be a NumPy array"),
-        (np.broadcast_to(0.0, (2, 3, 3)), ValueError, "out is read-only"),
-    ],
-)
 def test_little_memory_beside_the_jacobian():
     """NumPy tells tracemalloc what it allocates, scratch included."""
     x = rng.normal(size=(1, 1200)).astype(np.float32)
@@ -148,6 +137,17 @@ def test_little_memory_beside_the_jacobian():
     assert peak < out.nbytes / 10
 
 
+@pytest.mark.parametrize(
+    ("out", "error", "words"),
+    [
+        (np.empty((2, 3, 3), np.float32), TypeError, "out has dtype float32"),
+        (np.empty((2, 3)), ValueError, r"out has shape \(2, 3\); it must have \(2, 3, 3\)"),
+        (np.empty((2, 3, 6))[..., ::2], ValueError, "out has gaps"),
+        (np.empty((3, 3, 2)).T, ValueError, "out has gaps"),
+        ([0.0], TypeError, "out must be a NumPy array"),
+        (np.broadcast_to(0.0, (2, 3, 3)), ValueError, "out is read-only"),
+    ],
+)
 def test_out_of_another_kind(out, error, words):
     with pytest.raises(error, match=words):
         sce.softmax_jacobian(np.zeros((2, 3)), out=out)
