@@ -1,15 +1,16 @@
 """Softmax regression against scikit-learn's LogisticRegression: coefficients and time, side by side.
 
-    python bench/regression.py [--write docs/benchmarks.md] [--quick]
+    python bench/regression.py [--write docs/benchmarks.md] [--quick] [--one-thread]
 
 The same rows, the same objective, the same solver. The exact coefficients are those of a third fit, to a
 gradient of 1e-8 or less (LogisticRegression's newton-cholesky or newton-cg). Two questions for each problem:
 what does a fit cost as both come, to a gradient of 1e-4, and what does it cost to have the coefficients to
-1e-4? For the second, each has the loosest tolerance of 1e-4, 1e-5, ... at which its own are that near, within a thousand steps: where it is
-not, its time is how long it tried, and its error says how near it came. Fits are timed in turns; the median
-counts, of one turn where it takes longer than some seconds. Memory is what
-Python and NumPy have at the most during a fit, beyond what was there before. `--write` puts the table into
-that page, `--quick` leaves out the synthetic problem, which takes minutes.
+1e-4? For the second, each has the loosest tolerance of 1e-4, 1e-5, ... at which its own are that near, within
+a thousand steps: where none is, its time is how long it tried, and its error says how near it came. Fits are
+timed in turns; the median counts, of one turn where it takes longer than some seconds. Memory is the most that
+Python and NumPy have during a fit beyond what was there before. `--write` puts the table into that page,
+`--quick` leaves out the synthetic problem, which takes minutes. `--one-thread` is for a section of its own:
+there every BLAS has one thread, because in small fits more of them take more time than they give.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import sklearn.datasets
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 import sce
 from sce import machine
@@ -42,7 +44,9 @@ TOLERANCES = tuple(10.0**-power for power in range(4, 11))
 STEPS = 1_000  # ten times what both have if not told
 ROUNDS = Rounds(least=5, enough=0.5, most=200, patience=4.0)
 EVEN = 1.05  # a ratio of times that is no difference
+MARK = "bench/regression.py"
 HEADING = "## Softmax regression"
+ONE = "## Softmax regression, every BLAS on one thread"
 HOW = "How it is measured: [regression.md](regression.md#against-logisticregression)."
 HEADER = (
     "problem", "features", "solver", "to", "sce", "scikit-learn", "theirs over ours", "steps", "error",
@@ -78,20 +82,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--write", type=Path, help="the page to put the table into")
     parser.add_argument("--quick", action="store_true", help="without the synthetic problem")
+    parser.add_argument("--one-thread", action="store_true", help="every BLAS on one thread")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # what does not converge shows in its error
     lines = []
-    for problem in problems(args.quick):
-        for line in compared(problem):
-            print(" | ".join(line.cells), flush=True)
-            lines.append(line)
+    with threadpool_limits(1 if args.one_thread else None, "blas"):
+        for problem in problems(args.quick):
+            for line in compared(problem):
+                print(" | ".join(line.cells), flush=True)
+                lines.append(line)
     legend = "Of steps, errors, objectives and memory, ours is the first number and theirs the second."
     rows = [line.cells for line in lines]
     text = "\n\n".join([about(), table(HEADER, rows, words=(0, 1, 2, 3)), legend, verdict(lines)])
     print(f"\n{text}")
     if args.write is not None:
-        section = "\n\n".join([HEADING, HOW, text])
-        args.write.write_text(put(args.write.read_text("utf-8"), "bench/regression.py", section), "utf-8")
+        heading, mark = (ONE, f"{MARK} --one-thread") if args.one_thread else (HEADING, MARK)
+        section = "\n\n".join([heading, HOW, text])
+        args.write.write_text(put(args.write.read_text("utf-8"), mark, section), "utf-8")
 
 
 def problems(quick: bool) -> Iterator[Problem]:

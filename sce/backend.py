@@ -162,8 +162,12 @@ class Backend(Protocol):
 
     It may also have `info() -> dict[str, str]`: what `sce info` says about it (threads, caches, ...), and
     `takes_binary: bool`: does it take binary problems? `takes_jacobians: bool`: does it form Jacobians of
-    arrays on the host? One that does not is asked for them row by row, as products. One that takes arrays on
-    a device has besides
+    arrays on the host? One that does not is asked for them row by row, as products. And
+
+        repeat(problem, answer) -> Callable[[], None]
+
+    is `run` for whoever changes the arrays' values and asks again, hundreds of times: what there is to find
+    out about the problem is found out once. One that takes arrays on a device has besides
 
         bind(problem, answer) -> Bound        what is asked of it instead of `run` there
         total_weight(problem) -> float        D, where it is to add it up and the caller asks; it waits

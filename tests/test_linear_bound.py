@@ -12,6 +12,7 @@ from scipy import sparse
 import sce
 from sce.linear import bound
 from sce.linear.bound import BoundRows
+from sce.linear.bound_pair import BoundPair
 
 N, D, C = 37, 5, 4
 
@@ -68,6 +69,42 @@ def test_is_what_the_public_functions_say(
             np.testing.assert_allclose(into_bias, product.bias, **near)
 
 
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "sparse"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_two_classes_are_one_logit(
+    backend: str, form: Any, dtype: Any, intercept: bool, weighted: bool
+) -> None:
+    x, y, u, w, b, v, vb = numbers(dtype)
+    y, w, b, v, vb = y % 2, w[:, :2].copy(), b[:2], v[:, :2].copy(), vb[:2]
+    options: dict[str, Any] = {
+        "denominator": 3.0,
+        "sample_weight": u if weighted else None,
+        "label_smoothing": 0.1,
+        "backend": "reference",
+    }
+    rows = BoundPair(form(x), y, **options | {"backend": backend})
+    biases = (b, vb) if intercept else (None, None)
+    near: dict[str, Any] = {"rtol": 1e-5 if dtype == np.float32 else 1e-12, "atol": 1e-6}
+    for scale in (1, 2):  # nothing of one place is left at the next
+        into, into_bias = np.full((D, 2), np.nan, dtype), np.full(2, np.nan, dtype) if intercept else None
+        at = scale * w
+        loss = rows.loss_and_grad(at, biases[0], into, into_bias)
+        expected, grad = sce.linear_loss_and_grad(x, at, y, bias=biases[0], want=("W", "bias"), **options)
+        assert loss == pytest.approx(float(expected), rel=1e-6 if dtype == np.float32 else 1e-13)
+        np.testing.assert_allclose(into, grad.W, **near)
+        if intercept:
+            np.testing.assert_allclose(into_bias, grad.bias, **near)
+        rows.around(at, biases[0])
+        rows.loss_and_grad(v, biases[1], np.empty_like(into), None)  # a line search, meanwhile
+        rows.hvp(v, biases[1], into, into_bias)
+        product = sce.linear_hvp(x, at, y, v, bias=biases[0], v_bias=biases[1], **options)
+        np.testing.assert_allclose(into, product.W, **near)
+        if intercept:
+            np.testing.assert_allclose(into_bias, product.bias, **near)
+
+
 def test_each_backend(backend: str) -> None:
     x, y, u, w, b, v, vb = numbers(np.float64)
     found = []
@@ -94,7 +131,9 @@ def test_nan_is_an_answer() -> None:
 def test_bad_calls() -> None:
     x, y, _, w, _, v, _ = numbers(np.float64)
     rows = BoundRows(x, y, C, denominator=1.0, backend="reference")
-    with pytest.raises(ValueError, match=r"where is the Hessian\? Call around\(W, bias\) first"):
-        rows.hvp(v, None, np.empty((D, C)), None)
+    pair = BoundPair(x, y % 2, denominator=1.0, backend="reference")
+    for each, classes in ((rows, C), (pair, 2)):
+        with pytest.raises(ValueError, match=r"where is the Hessian\? Call around\(W, bias\) first"):
+            each.hvp(v[:, :classes], None, np.empty((D, classes)), None)
     with pytest.raises(sce.BackendError, match="abacus"):
         BoundRows(x, y, C, denominator=1.0, backend="abacus").loss_and_grad(w, None, np.empty((D, C)), None)

@@ -6,7 +6,8 @@ than all of the arithmetic for a few hundred rows. Here that is done once, and a
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +26,7 @@ class _Chunk(NamedTuple):
     x: Any  # (h, D)
     logits: Array  # (h, C)
     factor: Array  # (h, C): what X^T is multiplied with in the end
-    problem: Problem
-    answer: Answer
+    run: Callable[[], None]  # fills the answer
     loss: Array  # (1,), the answer's if it has one
     ones: Array  # (h,)
 
@@ -65,11 +65,10 @@ class BoundRows:
     @np.errstate(all="ignore")  # NaN and infinities in a row are the answer, not a warning
     def loss_and_grad(self, W: Array, bias: Array | None, into: Array, into_bias: Array | None) -> float:
         """The loss; its gradients go `into` two arrays."""
-        backend, parts = self._evaluation
         losses = []
-        for n, chunk in enumerate(parts):
+        for n, chunk in enumerate(self._evaluation):
             _logits(chunk.x, W, bias, chunk.logits)
-            backend.run(chunk.problem, chunk.answer)
+            chunk.run()
             losses.append(chunk.loss[0])
             _add(chunk, into, into_bias, first=n == 0)
         return float(np.sum(losses))
@@ -79,7 +78,7 @@ class BoundRows:
         """From now on, `hvp` is of the Hessian at this W and bias."""
         self._at = W, bias
         if self._keeps:
-            for chunk in self._product[1]:
+            for chunk in self._product:
                 _logits(chunk.x, W, bias, chunk.logits)
 
     @np.errstate(all="ignore")
@@ -87,23 +86,30 @@ class BoundRows:
         """The Hessian, where `around` was told, times (V, v_bias)."""
         if self._at is None:
             raise ValueError("where is the Hessian? Call around(W, bias) first.")
-        backend, parts = self._product
-        for n, chunk in enumerate(parts):
+        for n, chunk in enumerate(self._product):
             if not self._keeps:
                 _logits(chunk.x, *self._at, chunk.logits)
             _logits(chunk.x, V, v_bias, chunk.factor)
-            backend.run(chunk.problem, chunk.answer)
+            chunk.run()
             _add(chunk, into, into_bias, first=n == 0)
 
     @cached_property
-    def _evaluation(self) -> tuple[Backend, list[_Chunk]]:
+    def _evaluation(self) -> list[_Chunk]:
         """The derivative by the logits takes their place."""
         return self._prepared(("loss", "grad"), keep=False)
 
     @cached_property
-    def _product(self) -> tuple[Backend, list[_Chunk]]:
+    def _product(self) -> list[_Chunk]:
         """The product with the Hessian takes the direction's place."""
         return self._prepared(("hvp",), keep=self._keeps)
+
+    def _runner(self, backend: Backend) -> Callable[[Problem, Answer], Callable[[], None]]:
+        """What makes a call of a chunk's problem and answer."""
+        # Of several chunks each would have memory to work in of its own, and the time is in the products.
+        if len(self._parts) == 1 and hasattr(backend, "repeat"):
+            repeat: Callable[[Problem, Answer], Callable[[], None]] = backend.repeat
+            return repeat
+        return lambda problem, answer: partial(backend.run, problem, answer)
 
     @property
     def _keeps(self) -> bool:
@@ -120,7 +126,7 @@ class BoundRows:
         where = [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
         return [(some, self._X[some]) for some in where]
 
-    def _prepared(self, outputs: tuple[str, ...], *, keep: bool) -> tuple[Backend, list[_Chunk]]:
+    def _prepared(self, outputs: tuple[str, ...], *, keep: bool) -> list[_Chunk]:
         X, classes = self._X, self._classes
         nothing = np.broadcast_to(np.zeros((), X.dtype), (X.shape[1], classes))
         whole = model(X, nothing, self._y, bias=None, l2=0.0, outputs=outputs, **self._options).problem
@@ -128,6 +134,7 @@ class BoundRows:
         memory = np.empty((X.shape[0] if keep else step) * classes, X.dtype)
         along = np.empty(step * classes, X.dtype) if "hvp" in outputs else memory
         ones = np.ones(step, X.dtype)
+        run = self._runner(obtain(whole, self._asked))
         found = []
         for where, x in self._parts:
             h, loss = x.shape[0], np.zeros(1)
@@ -136,8 +143,8 @@ class BoundRows:
             some, answer = chunks.part(whole, where, z), Answer(loss=loss, grad=z[:, None])
             if "hvp" in outputs:
                 some, answer = some._replace(direction=r[:, None]), Answer(hvp=r[:, None])
-            found.append(_Chunk(x, z, r, some, answer, loss, ones[:h]))
-        return obtain(whole, self._asked), found
+            found.append(_Chunk(x, z, r, run(some, answer), loss, ones[:h]))
+        return found
 
 
 def _step(X: Any, classes: int) -> int:

@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 import sce
 
-from . import parameters, solvers
+from . import parameters, solvers, threads
 from .advice import advice
 from .objective import Floats, Objective
 
@@ -192,11 +192,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 f" need {objective.shape[::-1]} (classes, features and intercept). Fit a new estimator."
             )
         trace = solvers.Trace(self.tol, self.max_iter, self.verbose)
-        if self.solver == "sgd":
-            rng = check_random_state(self.random_state)
-            w = solvers.sgd(objective, w, trace, rng, **self._steps(objective))
-        else:
-            w = (solvers.lbfgs if self.solver == "lbfgs" else solvers.newton_cg)(objective, w, trace)
+        with threads.alone():
+            if self.solver == "sgd":
+                rng = check_random_state(self.random_state)
+                w = solvers.sgd(objective, w, trace, rng, **self._steps(objective))
+            else:
+                w = (solvers.lbfgs if self.solver == "lbfgs" else solvers.newton_cg)(objective, w, trace)
         self._keep(rows, w)
         self._stream = _Stream(np.zeros_like(w), len(rows.y), rows.total)
         self.loss_curve_ = np.array(trace.losses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 import sce
+from sce.backend import BackendError
 from sce.linear.bound import BoundRows
+from sce.linear.bound_pair import BoundPair
 
 Floats = NDArray[Any]
 
@@ -65,16 +68,17 @@ class Objective:
         return self._balanced(found, v)
 
     @cached_property
-    def _bound(self) -> BoundRows:
-        return BoundRows(
-            self.x,
-            self.y,
-            self.shape[1],
-            denominator=self.total,
-            sample_weight=self.weight,
-            label_smoothing=self.label_smoothing,
-            backend=self.backend,
-        )
+    def _bound(self) -> BoundRows | BoundPair:
+        options: dict[str, Any] = {
+            "denominator": self.total,
+            "sample_weight": self.weight,
+            "label_smoothing": self.label_smoothing,
+            "backend": self.backend,
+        }
+        if self.shape[1] == 2:
+            with suppress(BackendError):  # another distribution's backend may take no binary problems
+                return BoundPair(self.x, self.y, **options)
+        return BoundRows(self.x, self.y, self.shape[1], **options)
 
     def _penalised(self, loss: float, w: Floats) -> float:
         coef = w[: self.features]

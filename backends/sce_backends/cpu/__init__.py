@@ -15,7 +15,9 @@ threads.py   who computes; cache.py: where compiled kernels are kept
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 from sce.backend import DTYPES, JACOBIANS, Answer, Problem
@@ -64,3 +66,15 @@ def run(problem: Problem, answer: Answer) -> None:
     else:
         from .execute import execute
     execute(problem, answer)
+
+
+def repeat(problem: Problem, answer: Answer) -> Callable[[], None]:
+    if problem.binary:
+        from .binary import prepare
+
+        return prepare(problem, answer)
+    if not problem.outputs.isdisjoint(JACOBIANS):
+        return functools.partial(run, problem, answer)
+    from .execute import prepare as ready
+
+    return ready(problem, answer).run

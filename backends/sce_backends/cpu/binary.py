@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -54,7 +55,11 @@ def kernel(dtype: str, logits: str, target: str, grad: str) -> Any:
 
 
 def execute(problem: Problem, answer: Answer) -> None:
-    """Fill the answer. Scratch is made first, as in execute.py."""
+    prepare(problem, answer)()
+
+
+def prepare(problem: Problem, answer: Answer) -> Callable[[], None]:
+    """What fills the answer, also again, after what lies in the arrays has changed."""
     arrays = _arrays(problem, answer)
     runs = _runs(
         problem.logits.shape[:2],
@@ -116,9 +121,13 @@ def execute(problem: Problem, answer: Answer) -> None:
     ]
     numbers = [*(integers[name] for name in INTEGERS), *(floats[name] for name in FLOATS), *matrices]
     _PACKED.pack_into(scratch.data, 0, *numbers)
-    launch.launch(found.address, address(scratch), runs.chunks, workers)
-    if problem.reduce and answer.loss is not None:
-        answer.loss[0] = launch.sum_up(partial, runs.chunks)[0]
+
+    def run() -> None:
+        launch.launch(found.address, address(scratch), runs.chunks, workers)
+        if problem.reduce and answer.loss is not None:
+            answer.loss[0] = launch.sum_up(partial, runs.chunks)[0]
+
+    return run
 
 
 def _plain(problem: Problem, answer: Answer, arrays: tuple[Array | None, ...]) -> bool:

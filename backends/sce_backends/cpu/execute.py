@@ -5,7 +5,7 @@ cannot have its memory fails before anything is written.
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,39 @@ _KEPT = 1 << 23  # bytes of scratch that a thread keeps for its next call
 _local = threading.local()
 
 
+class Launch(NamedTuple):
+    """A problem that is ready to be computed, also again, after what lies in its arrays has changed."""
+
+    kernel: Any  # owns its code
+    numbers: list[float]  # the parameters
+    scratch: Array
+    chunks: int
+    workers: int
+    twice: bool
+    sums: tuple[Array | None, Array | None]  # where those of the losses and of the z-losses go
+    arrays: tuple[Any, ...]  # kept alive: the kernel sees addresses only
+
+    def run(self) -> None:
+        base = address(self.scratch)
+        for again in range(1 + self.twice):
+            self.numbers[PLACES["second"]] = again
+            pack(self.numbers, self.scratch)
+            launch.launch(self.kernel.address, base, self.chunks, self.workers)
+        if self.sums != (None, None):
+            found = launch.sum_up(int(self.numbers[PLACES["partial"]]), self.chunks)
+            for into, value in zip(self.sums, found, strict=True):
+                if into is not None:
+                    into[0] = value
+
+
 def execute(problem: Problem, answer: Answer) -> None:
+    ready = prepare(problem, answer)
+    ready.run()
+    if ready.scratch.size <= _KEPT:  # new memory costs more than a small problem
+        _local.scratch = ready.scratch
+
+
+def prepare(problem: Problem, answer: Answer) -> Launch:
     matrices = {
         "logits": problem.logits,
         "distribution": problem.distribution,
@@ -35,12 +67,11 @@ def execute(problem: Problem, answer: Answer) -> None:
     at = {name: address(x) for name, x in matrices.items() if x is not None}
     over = at.get("hvp") in (at["logits"], at.get("direction", 0))
     found = plan(problem, answer, at.get("grad") == at["logits"], over)
-    kernel = launch.kernel(found.way, found.dtype, found.memory, found.switches)
     workers = threads.workers(found.chunks)
     inside, size = places(found, workers)
     scratch = _scratch(size)
     base = address(scratch)
-    vectors = _vectors(problem, answer, found)  # kept alive: the kernel sees addresses only
+    vectors = _vectors(problem, answer, found)
     numbers = found.numbers.copy()
     for place, offset in inside:
         numbers[place] = base + offset
@@ -52,17 +83,16 @@ def execute(problem: Problem, answer: Answer) -> None:
             problem.denominator,
             1.0 / problem.denominator,
         )
-    for again in range(2 if found.way == "pieces" else 1):
-        numbers[PLACES["second"]] = again
-        pack(numbers, scratch)
-        launch.launch(kernel.address, base, found.chunks, workers)
-    if problem.reduce:
-        sums = launch.sum_up(int(numbers[PLACES["partial"]]), found.chunks)
-        for into, value in zip((answer.loss, answer.z_loss), sums, strict=True):
-            if into is not None:
-                into[0] = value
-    if scratch.size <= _KEPT:  # new memory costs more than a small problem
-        _local.scratch = scratch
+    return Launch(
+        launch.kernel(found.way, found.dtype, found.memory, found.switches),
+        numbers,
+        scratch,
+        found.chunks,
+        workers,
+        found.way == "pieces",
+        (answer.loss, answer.z_loss) if problem.reduce else (None, None),
+        (problem, answer, vectors),
+    )
 
 
 def _scratch(size: int) -> Array:
