@@ -1,12 +1,10 @@
 """What a problem takes: which of the kernels, in which pieces, with how much memory to work in.
 
-rows.py            everything: any target, any output
-tiles.py           loss and gradient of index targets, some rows at a time
-distributions.py   the same of distributions
-pieces.py          the same for a few rows of very many classes, in pieces
-columns.py         the same, with vectors that run over the rows: few classes, or another class axis than the
-                   last
-along.py           products with a vector
+rows.py      everything: any target, any output
+tiles.py     loss and gradient, some rows at a time
+pieces.py    the same for a few rows of very many classes, in pieces
+columns.py   the same, with vectors that run over the rows: few classes, or another class axis than the last
+along.py     products with a vector
 """
 
 from __future__ import annotations
@@ -18,9 +16,10 @@ import numpy as np
 
 from sce.backend import DTYPES, Answer, Array, Problem
 
-from . import kernel, pieces, rows, tiles
+from . import kernel, pieces, rows
 from .parameters import PLACES, SIZE, start
 from .simd import LINE
+from .tile import BLOCK, COLUMN, TILE, VALUES
 
 Way = Literal["rows", "tiles", "columns", "pieces", "along"]
 
@@ -309,8 +308,8 @@ def _sharp(shape: _Shape, dtype: str) -> bool:
 def _tile(way: Way, size: int) -> int:
     """How many rows of so many bytes a tile has."""
     if way == "columns":  # whole vectors of rows, and lines of memory
-        return max(16, min(tiles.TILE, _COLUMNS_BYTES // size // 16 * 16))
-    return max(1, min(tiles.TILE, _TILE_BYTES // size))
+        return max(16, min(TILE, _COLUMNS_BYTES // size // 16 * 16))
+    return max(1, min(TILE, _TILE_BYTES // size))
 
 
 def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capped: bool) -> dict[str, int]:
@@ -320,14 +319,14 @@ def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capp
     if way == "along":
         return {"wide": 2 * (facts["classes"] + 4 * LINE // 8) * 8}
     found = {
-        "blocks": 2 * tiles.BLOCK * size,
-        "curves": tiles.BLOCK * 8,
-        "table": tiles.VALUES * tiles.COLUMN + 2 * LINE,
+        "blocks": 2 * BLOCK * size,
+        "curves": BLOCK * 8,
+        "table": VALUES * COLUMN + 2 * LINE,
         "exponentials": facts["tile_bytes"],
     }
     if way == "columns" and facts.get("past_caches"):
         found["lines"] = facts["tile"] * facts["classes"] * 8
-    if transformed and (way == "columns" or facts["classes"] <= tiles.BLOCK):
+    if transformed and (way == "columns" or facts["classes"] <= BLOCK):
         found["lows"] = facts["tile_bytes"]
     if capped:
         found["slopes"] = facts["tile"] * facts["width"] * 8
