@@ -395,7 +395,7 @@ def gradient(p: Any, one: Any, rows: Any, smooth: Any, soft: Any, capped: Any, s
 @jit()
 def work(
     worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, smooth: Any,
-    soft: Any, affine: Any, capped: Any, grad: Any, hess: Any, along: Any,
+    soft: Any, affine: Any, capped: Any, grad: Any, hess: Any, along: Any, log: Any,
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
@@ -431,8 +431,11 @@ def work(
                 sums = take_losses(p, one, i, rows, s.table, sums)
             else:
                 statistics(p, of, one, i, rows, None, None, affine, None, s)
-                product(p, one, rows, s)
-                store_columns(p, one, into, i, rows, s.more, p.hvp, p.hvp_step, s)
+                product(p, one, rows, log, s)
+                if log is None:
+                    store_columns(p, one, into, i, rows, s.more, p.hvp, p.product_step, s)
+                else:
+                    store_columns(p, one, into, i, rows, s.more, p.log_softmax_jvp, p.product_step, s)
             if hess is not None:
                 hessian(p, one, rows, s)
                 store_columns(p, one, into, i, rows, s.more, p.hess_diag, p.hess_step, s)

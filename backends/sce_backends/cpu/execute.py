@@ -33,7 +33,7 @@ def execute(problem: Problem, answer: Answer) -> None:
         "log_softmax_jvp": answer.log_softmax_jvp,
     }
     at = {name: address(x) for name, x in matrices.items() if x is not None}
-    over = at.get("hvp") in (at["logits"], at.get("direction", 0))
+    over = at.get("hvp", at.get("log_softmax_jvp")) in (at["logits"], at.get("direction", 0))
     found = plan(problem, answer, at.get("grad") == at["logits"], over)
     kernel = launch.kernel(found.way, found.dtype, found.memory, found.switches)
     workers = threads.workers(found.chunks)

@@ -39,7 +39,21 @@ def kernel(way: str, dtype: str, memory: tuple[str, ...], switches: tuple[bool |
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
             columns.work(
-                worker, first, last, parameters, of, one, into, smooth, mass, affine, capped, grad, hess, hvp
+                worker,
+                first,
+                last,
+                parameters,
+                of,
+                one,
+                into,
+                smooth,
+                mass,
+                affine,
+                capped,
+                grad,
+                hess,
+                v,
+                log_jvp,
             )
 
     elif way == "along":

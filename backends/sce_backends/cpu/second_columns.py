@@ -1,4 +1,4 @@
-"""Second derivatives of a tile of rows in columns: the Hessian's diagonal, and its product with v."""
+"""Second derivatives of a tile of rows in columns: the Hessian's diagonal, and products with v."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ def hessian(p: Any, one: Any, rows: Any, s: Any) -> None:
 
 
 @jit()
-def product(p: Any, one: Any, rows: Any, s: Any) -> None:
-    """The Hessian times v, over v: s Q p_k (v_k - p.v), by docs/math.md's "along v"."""
+def product(p: Any, one: Any, rows: Any, log: Any, s: Any) -> None:
+    """The Hessian times v, over v: s Q p_k (v_k - p.v), by docs/math.md's "along v".
+
+    With `log`, which is True or None, log-softmax along v: (v_k - p.v) / T.
+    """
     column, size = p.tile * size_of(one), size_of(one)
     for j in range(0, rows, LINE // size):
         put_pivot(one, s.x + j * size, s.more + j * size, column, p.classes, s.table + j * 8)
@@ -46,14 +49,20 @@ def product(p: Any, one: Any, rows: Any, s: Any) -> None:
         mass = load(1.0, at + MASS, 1.0) + load(1.0, at + MASS_Y, 1.0)
         shift = load(1.0, at + DOT, 1.0) / total
         store(1.0, at + DOT, shift + (shift - shift))  # NaN where v is not finite
-        store(1.0, at + OF_P, select(scale != 0.0, scale * mass * p.of_h / total, splat(0.0)))
+        if log is None:
+            store(1.0, at + OF_P, select(scale != 0.0, scale * mass * p.of_h / total, splat(0.0)))
+        else:
+            store(1.0, at + OF_P, splat(1.0 / p.temperature))
     for j in range(0, rows, LINE // size):
         cell = s.table + j * 8
         c, c_lo = in_parts(one, cell + OF_P)
         mean, mean_lo = mean_of(one, cell)
         for at in range(j * size, j * size + p.classes * column, column):
             centred = (load(one, s.more + at, one) - mean) - mean_lo
-            store(one, s.more + at, weighted(load(one, s.x + at, one), c, c_lo, None) * centred)
+            if log is None:
+                store(one, s.more + at, weighted(load(one, s.x + at, one), c, c_lo, None) * centred)
+            else:
+                store(one, s.more + at, weighted(centred, c, c_lo, None))
 
 
 def put_pivot(one: Any, x: Any, v: Any, column: Any, n: Any, cell: Any) -> None:
