@@ -13,8 +13,8 @@ import time
 import numba
 import numpy as np
 
+from sce_backends.cpu.reading import put_exp, sum_of
 from sce_backends.cpu.simd import halves, largest, load, select, splat, store, total
-from sce_backends.cpu.tiles import put_exp, sum_of
 from sce_backends.cpu.vector_math import exponential, shifted_by
 
 BLOCK, LANES, LINE = 512, 16, 64

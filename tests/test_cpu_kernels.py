@@ -12,7 +12,7 @@ pytest.importorskip("numba", reason="the cpu backend needs numba: pip install 's
 import numba
 
 from sce.backend import Answer
-from sce_backends.cpu import memory, plan, tiles
+from sce_backends.cpu import memory, plan, tile
 
 
 def some(n, c, dtype=np.float32, seed=0):
@@ -203,9 +203,9 @@ def test_soft_caps_are_as_exact_as_in_the_reference(c, cap):
 
 def test_a_row_does_not_depend_on_its_place_in_a_tile():
     for c in (5, 100, 700):
-        x, y = some(tiles.TILE + 9, c)
+        x, y = some(tile.TILE + 9, c)
         whole = sce.loss_and_grad(x, y, reduction="none", backend="cpu")
-        for i in (0, 1, 15, 16, tiles.TILE - 1, tiles.TILE, tiles.TILE + 8):
+        for i in (0, 1, 15, 16, tile.TILE - 1, tile.TILE, tile.TILE + 8):
             alone = sce.loss_and_grad(x[i : i + 1], y[i : i + 1], reduction="none", backend="cpu")
             assert alone[0][0].tobytes() == whole[0][i].tobytes()
             assert alone[1][0].tobytes() == whole[1][i].tobytes()

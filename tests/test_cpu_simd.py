@@ -14,8 +14,8 @@ import numba
 
 from sce_backends.cpu import simd, vector_math
 from sce_backends.cpu.cache import inline
+from sce_backends.cpu.reading import low_of
 from sce_backends.cpu.simd import load, select, splat, store
-from sce_backends.cpu.tiles import low_of
 
 DTYPES = [np.float32, np.float64]
 LINE = simd.LINE

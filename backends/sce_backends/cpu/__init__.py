@@ -4,8 +4,10 @@ plan.py      which kernel, in which pieces, with how much memory to work in
 execute.py   a problem: its parameters and scratch, the launch, the sum
 launch.py    a kernel for each combination of options, and chunks of rows for threads.py, which computes them
 kernel.py    the kernel for everything, with rows.py and elements.py: loops that LLVM makes vectors of
-tiles.py, distributions.py, columns.py, pieces.py   the kernels for most calls, in vectors; transforms.py:
-             temperature and bias
+tiles.py     the kernel for most calls, in vectors, a tile of rows (tile.py) at a time in three passes:
+             reading.py, which labels.py and distributions.py use; settling.py; writing.py
+pieces.py    the same for few long rows; columns.py, with transposing.py, wide.py and second_columns.py: the
+             same for few classes; transforms.py: temperature and bias
 simd.py      what a vector is; vector_math.py: exp, log and max; memory.py: rows by address, half types
 binary.py, logistic.py    problems of one logit per element, and their kernel
 along.py                  products with a vector; exponentials.py: a row's exponentials in float64

@@ -1,7 +1,7 @@
 """Few classes: a tile of rows as columns, one a class, so that vectors run over the rows.
 
-The passes are those of tiles.py, and so is `settle`. Rows arrive as columns where the class axis is not the
-last one; others are transposed on their way into scratch and out of it.
+The passes are those of tiles.py, and `settle` is the same. Rows arrive as columns where the class axis is not
+the last one; others are transposed on their way into scratch and out of it.
 """
 
 from __future__ import annotations
@@ -14,55 +14,40 @@ from numba import types
 from numba.extending import overload
 
 from . import elements
-from .cache import inline, jit
+from .cache import jit
 from .memory import (
-    copy_bytes,
     fence,
     get,
-    narrow,
     prefetch,
     put,
     row_at,
     size_of,
     view,
     view_of_records,
-    widen,
 )
 from .parameters import PARAMETERS
+from .reading import exponential_of, far_from, low_of, targets
+from .second_columns import hessian, product
+from .settling import put_sums, settle, take_losses
 from .simd import (
     F32,
     LINE,
     anywhere,
     fused,
-    half_to_columns,
-    half_to_rows,
-    halves,
-    joined,
     load,
-    load_first,
-    quarter_to_columns,
-    quarter_to_rows,
     rounded,
     select,
     splat,
     store,
-    store_first,
-    to_columns,
-    to_rows,
 )
-from .tiles import (
+from .tile import (
     AT_Y,
     COLUMN,
     DOT,
     GAP,
     GAP_LO,
-    H_TOP,
-    H_Y,
-    INVERSE,
-    LEAST,
     MASS,
     MASS_Y,
-    OF_H,
     OF_P,
     PIVOT,
     PIVOT_LO,
@@ -73,98 +58,19 @@ from .tiles import (
     TOP,
     VALUES,
     address_in,
-    exponential_of,
-    far_from,
-    low_of,
-    put_sums,
-    settle,
-    sloped,
-    take_losses,
-    targets,
-    weighted,
 )
 from .transforms import affine as affine_of
 from .transforms import reciprocal, scaled, soft_cap
+from .transposing import load_columns, store_columns
 from .vector_math import LN2_HIGH, LN2_LOW, LOG2E, difference_error, shifts_by
+from .wide import add_wide, in_parts, put_wide
+from .writing import sloped, weighted
 
 # Addresses. x, lo: columns of p.tile numbers of the compute dtype, one a class; slope: the same in float64;
-# curve: a column of float64; table: as in tiles.py; y: the rows' classes, in the compute dtype; more: columns
+# curve: a column of float64; table: as in tile.py; y: the rows' classes, in the compute dtype; more: columns
 # as of x, for the Hessian's diagonal, or for v and its product; masses: columns of a distribution, in float64
 # where it is, else as of x; lines: of rows on their way past the caches.
 Scratch = namedtuple("Scratch", "x lo slope curve table y more masses lines")
-
-
-@jit()
-def load_columns(p: Any, of: Any, one: Any, i: Any, rows: Any, matrix: Any, step: Any, x: Any) -> None:
-    """x[k, j] = class k of row i + j of a matrix; zeros after the last row."""
-    address = row_at(matrix, i // p.inner, i % p.inner)
-    stride, n = matrix.of_c, p.classes
-    lanes, size, column = LINE // size_of(one), size_of(one), p.tile * size_of(one)
-    if rows % lanes:
-        for k in range(n):
-            store(one, x + k * column + rows // lanes * LINE, splat(type(one)(0)))
-    if step == size_of(of):
-        for k in range(n):
-            source, to = address + k * stride, x + k * column
-            for j in range(rows // lanes):
-                store(one, to + j * LINE, load(of, source + j * lanes * step, one))
-            if rows % lanes:
-                j = rows // lanes
-                some = load_first(of, source + j * lanes * step, one, rows % lanes, type(one)(0))
-                store(one, to + j * LINE, some)
-    elif stride == size_of(of) and rows >= lanes:
-        for first in range(0, rows, lanes):
-            j = min(first, rows - lanes)  # the last ones twice, rather than row by row
-            for k in range(0, n, lanes):
-                source, to = address + j * step + k * stride, x + k * column + j * size
-                if n - k > lanes // 2:
-                    to_columns(of, one, source, step, n - k, to, column)
-                elif n - k > lanes // 4:
-                    half_to_columns(of, one, source, step, n - k, to, column)
-                else:
-                    quarter_to_columns(of, one, source, step, n - k, to, column)
-    else:
-        for k in range(n):
-            for j in range(rows):
-                number = type(one)(widen(get(of, address + j * step + k * stride)))
-                put(one, x + k * column + j * size, number)
-
-
-@jit()
-def store_columns(
-    p: Any, one: Any, into: Any, i: Any, rows: Any, x: Any, matrix: Any, step: Any, s: Any
-) -> None:
-    """The way back, from columns at x to rows i .. i + rows of a matrix."""
-    address = row_at(matrix, i // p.inner, i % p.inner)
-    stride, n = matrix.of_c, p.classes
-    lanes, size, column = LINE // size_of(one), size_of(one), p.tile * size_of(one)
-    if step == size_of(into):
-        for k in range(n):
-            source, to = x + k * column, address + k * stride
-            for j in range(rows // lanes):
-                store(into, to + j * lanes * step, load(one, source + j * LINE, one))
-            if rows % lanes:
-                j = rows // lanes
-                store_first(into, to + j * lanes * step, load(one, source + j * LINE, one), rows % lanes)
-    elif stride == size_of(into) and rows >= lanes:
-        to = s.lines if p.past_caches else address
-        for first in range(0, rows, lanes):
-            j = min(first, rows - lanes)
-            for k in range(0, n, lanes):
-                source, row = x + k * column + j * size, to + j * step + k * stride
-                if n - k > lanes // 2:
-                    to_rows(one, into, source, column, n - k, row, step)
-                elif n - k > lanes // 4:
-                    half_to_rows(one, into, source, column, n - k, row, step)
-                else:
-                    quarter_to_rows(one, into, source, column, n - k, row, step)
-        if p.past_caches:
-            copy_bytes(address, s.lines, rows * step, True)
-    else:
-        for j in range(rows):
-            for k in range(n):
-                g = get(one, x + k * column + j * size)
-                put(into, address + j * step + k * stride, narrow(g, into))
 
 
 @jit()
@@ -277,7 +183,7 @@ def statistics(
             top = select(z > top, z, top)
         if soft is not None:
             store(one, s.y + j * size, y)
-        # As in tiles.py, a pivot is k ln 2, and where that is not exact, the maximum itself. Each lane has
+        # As in labels.py, a pivot is k ln 2, and where that is not exact, the maximum itself. Each lane has
         # its own: a row's bits must not depend on its neighbours.
         near = select(top * top < far * far, top, zero)
         base, by = select(near == top, zero, top), rounded(near * type(one)(LOG2E))
@@ -424,52 +330,6 @@ def put_exp(
     put_wide(cell + GAP_LO, at_y_lo)
 
 
-def put_wide(at: Any, x: Any) -> None:
-    """A vector to an address, as float64."""
-
-
-@overload(put_wide, jit_options={"forceinline": True})
-def _put_wide(at: Any, x: Any) -> Any:
-    def put32(at: Any, x: Any) -> None:
-        a, b = halves(x)
-        store(1.0, at, a)
-        store(1.0, at + LINE, b)
-
-    def put64(at: Any, x: Any) -> None:
-        store(1.0, at, x)
-
-    return put32 if x.of == F32 else put64
-
-
-@inline()
-def add_wide(at: Any, x: Any, k: Any) -> None:
-    """Add 16 float32 to the float64 at an address; k = 0 begins the sum."""
-    a, b = halves(x)
-    if k > 0:
-        a, b = a + load(1.0, at, 1.0), b + load(1.0, at + LINE, 1.0)
-    store(1.0, at, a)
-    store(1.0, at + LINE, b)
-
-
-def in_parts(one: Any, at: Any) -> Any:
-    """(high, low): the float64 at an address, a vector of `one`'s type, and what that rounding lost."""
-
-
-@overload(in_parts, jit_options={"forceinline": True})
-def _in_parts(one: Any, at: Any) -> Any:
-    def parts32(one: Any, at: Any) -> Any:
-        a, b = load(1.0, at, 1.0), load(1.0, at + LINE, 1.0)
-        high = joined(a, b)
-        c, d = halves(high)
-        low = joined(a - c, b - d)
-        return high, select(low - low == 0.0, low, splat(one - one))  # nothing is lost of an infinity
-
-    def parts64(one: Any, at: Any) -> Any:
-        return load(1.0, at, 1.0), splat(0.0)
-
-    return parts32 if one == types.float32 else parts64
-
-
 def less_of(one: Any, cell: Any, smooth: Any, soft: Any) -> Any:
     """Of a vector of rows what `less_at` asks for: nothing, one mass, or a distribution's factor."""
 
@@ -504,114 +364,6 @@ def _less_at(one: Any, less: Any, soft: Any, masses: Any, place: Any) -> Any:
 
 
 @jit()
-def product(p: Any, one: Any, rows: Any, s: Any) -> None:
-    """The Hessian times v, over v: s Q p_k (v_k - p.v), by docs/math.md's "along v"."""
-    column, size = p.tile * size_of(one), size_of(one)
-    for j in range(0, rows, LINE // size):
-        put_pivot(one, s.x + j * size, s.more + j * size, column, p.classes, s.table + j * 8)
-    for at in range(s.table, s.table + rows * 8, LINE):
-        total, scale = load(1.0, at + REST, 1.0), load(1.0, at + SCALE, 1.0)
-        mass = load(1.0, at + MASS, 1.0) + load(1.0, at + MASS_Y, 1.0)
-        shift = load(1.0, at + DOT, 1.0) / total
-        store(1.0, at + DOT, shift + (shift - shift))  # NaN where v is not finite
-        store(1.0, at + OF_P, select(scale != 0.0, scale * mass * p.of_h / total, splat(0.0)))
-    for j in range(0, rows, LINE // size):
-        cell = s.table + j * 8
-        c, c_lo = in_parts(one, cell + OF_P)
-        mean, mean_lo = mean_of(one, cell)
-        for at in range(j * size, j * size + p.classes * column, column):
-            centred = (load(one, s.more + at, one) - mean) - mean_lo
-            store(one, s.more + at, weighted(load(one, s.x + at, one), c, c_lo, None) * centred)
-
-
-def put_pivot(one: Any, x: Any, v: Any, column: Any, n: Any, cell: Any) -> None:
-    """Of a vector of rows the pivot m to GAP, and to DOT the sum over k of e_k (m - v_k)."""
-
-
-@overload(put_pivot, jit_options={"error_model": "numpy"})
-def _put_pivot(one: Any, x: Any, v: Any, column: Any, n: Any, cell: Any) -> Any:
-    def pivot32(one: Any, x: Any, v: Any, column: Any, n: Any, cell: Any) -> None:
-        top, m = load(one, x, one), load(one, v, one)
-        for k in range(1, n):
-            e = load(one, x + k * column, one)
-            above = e > top
-            top, m = select(above, e, top), select(above, load(one, v + k * column, one), m)
-        a, b = halves(m)
-        found_a, found_b = splat(0.0), splat(0.0)
-        for k in range(n):
-            e_a, e_b = halves(load(one, x + k * column, one))
-            v_a, v_b = halves(load(one, v + k * column, one))
-            found_a, found_b = fused(e_a, a - v_a, found_a), fused(e_b, b - v_b, found_b)
-        store(1.0, cell + GAP, a)
-        store(1.0, cell + GAP + LINE, b)
-        store(1.0, cell + DOT, found_a)
-        store(1.0, cell + DOT + LINE, found_b)
-
-    def pivot64(one: Any, x: Any, v: Any, column: Any, n: Any, cell: Any) -> None:
-        total, mean = load(1.0, cell + REST, 1.0), splat(0.0)
-        for at in range(0, n * column, column):
-            mean = fused(load(1.0, x + at, 1.0), load(1.0, v + at, 1.0), mean)
-        mean = mean / total
-        m, least, top, top_m = splat(0.0), splat(np.inf), splat(0.0), splat(0.0)
-        for at in range(0, n * column, column):  # the nearest to the mean, and that of the maximum
-            e, v_k = load(1.0, x + at, 1.0), load(1.0, v + at, 1.0)
-            gap = v_k - mean
-            gap = select(gap < 0.0, -gap, gap)  # not squared: that of a small one is 0
-            least, m = select(gap < least, gap, least), select(gap < least, v_k, m)
-            above = e > top
-            top, top_m = select(above, e, top), select(above, v_k, top_m)
-        m = select(top + top < total, m, top_m)
-        found, lost = splat(0.0), splat(0.0)
-        for at in range(0, n * column, column):
-            term = load(1.0, x + at, 1.0) * (m - load(1.0, v + at, 1.0))
-            new = found + term
-            lost = lost + difference_error(found, -term, new)
-            found = new
-        store(1.0, cell + GAP, m)
-        store(1.0, cell + DOT, found + lost)
-
-    return pivot32 if one == F32 else pivot64
-
-
-def mean_of(one: Any, cell: Any) -> Any:
-    """p.v = m - c in two words: where it is near a v_k, their difference is c, which may be tiny."""
-
-
-@overload(mean_of, jit_options={"forceinline": True})
-def _mean_of(one: Any, cell: Any) -> Any:
-    def mean32(one: Any, cell: Any) -> Any:
-        a, b = load(1.0, cell + GAP, 1.0), load(1.0, cell + GAP + LINE, 1.0)
-        c, d = load(1.0, cell + DOT, 1.0), load(1.0, cell + DOT + LINE, 1.0)
-        high = joined(a - c, b - d)
-        e, f = halves(high)
-        return high, joined((a - e) - c, (b - f) - d)
-
-    def mean64(one: Any, cell: Any) -> Any:
-        return load(1.0, cell + GAP, 1.0), -load(1.0, cell + DOT, 1.0)
-
-    return mean32 if one == F32 else mean64
-
-
-@jit()
-def hessian(p: Any, one: Any, rows: Any, s: Any) -> None:
-    """The Hessian's diagonal, beside the exponentials."""
-    column, size = p.tile * size_of(one), size_of(one)
-    for j in range(0, rows, LINE // size):
-        cell, y = s.table + j * 8, load(one, s.y + j * size, one)
-        c, c_lo = in_parts(one, cell + OF_H)
-        least, at_y = in_parts(one, cell + LEAST)[0], in_parts(one, cell + H_Y)[0]
-        less = (
-            in_parts(one, cell + INVERSE)[0], in_parts(one, cell + TOP)[0], in_parts(one, cell + H_TOP)[0],
-            least,
-        )  # fmt: skip
-        at_y = select(at_y < least, least, at_y)
-        for k in range(p.classes):
-            at = j * size + k * column
-            h = weighted(load(one, s.x + at, one), c, c_lo, less)
-            store(one, s.more + at, select(y == type(one)(k), at_y, h))
-
-
-@jit()
 def gradient(p: Any, one: Any, rows: Any, smooth: Any, soft: Any, capped: Any, s: Any) -> None:
     """The gradient over the exponentials."""
     column, size = p.tile * size_of(one), size_of(one)
@@ -643,7 +395,7 @@ def gradient(p: Any, one: Any, rows: Any, smooth: Any, soft: Any, capped: Any, s
 @jit()
 def work(
     worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, smooth: Any,
-    soft: Any, affine: Any, capped: Any, grad: Any, hess: Any, along: Any,
+    soft: Any, affine: Any, capped: Any, grad: Any, hess: Any, along: Any, log: Any,
 ) -> None:  # fmt: skip
     """Chunks first .. last, as kernel.work."""
     p = view_of_records(PARAMETERS, parameters)[0]
@@ -679,8 +431,11 @@ def work(
                 sums = take_losses(p, one, i, rows, s.table, sums)
             else:
                 statistics(p, of, one, i, rows, None, None, affine, None, s)
-                product(p, one, rows, s)
-                store_columns(p, one, into, i, rows, s.more, p.hvp, p.hvp_step, s)
+                product(p, one, rows, log, s)
+                if log is None:
+                    store_columns(p, one, into, i, rows, s.more, p.hvp, p.product_step, s)
+                else:
+                    store_columns(p, one, into, i, rows, s.more, p.log_softmax_jvp, p.product_step, s)
             if hess is not None:
                 hessian(p, one, rows, s)
                 store_columns(p, one, into, i, rows, s.more, p.hess_diag, p.hess_step, s)

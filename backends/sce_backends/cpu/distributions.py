@@ -1,6 +1,6 @@
-"""Loss and gradient of targets that are distributions, a tile of rows at a time: the passes of tiles.py.
+"""The first pass over a tile of rows whose targets are distributions.
 
-What index targets have, a class whose term never enters a sum, is the row's largest class t here. So its
+What labels have, a class whose term never enters a sum, is the row's largest class t here. So its
 1 - p is a sum of the others and no difference; they have p <= 1/2, where Q p - q may be taken as it stands.
 t is not known before the row's end: whichever class is the largest so far is kept apart, and put back when a
 block has a larger one. So a row is still read once.
@@ -13,39 +13,12 @@ from typing import Any
 import numpy as np
 
 from .cache import jit
-from .memory import fence, get, prefetch, put, row_at, size_of, view_of_records, widen
-from .parameters import PARAMETERS
+from .memory import get, prefetch, put, size_of, widen
+from .reading import highest, highest_of_row, keep_pivot, put_exp, read, set_pivot, sum_of, witness
 from .simd import LINE, anywhere, first_of, fused, load, load_first, only, select, splat, total
-from .tiles import (
-    AHEAD,
-    BLOCK,
-    DOT,
-    MASS,
-    MASS_Y,
-    MASSES,
-    OUT,
-    REST,
-    ROW,
-    SCALE,
-    SLACK,
-    TARGET,
-    highest,
-    highest_of_row,
-    keep_pivot,
-    put_exp,
-    put_sums,
-    read,
-    scratch_of,
-    set_pivot,
-    settle,
-    sum_of,
-    take_losses,
-    targets,
-    witness,
-    write_row,
-    write_rows,
-)
+from .tile import AHEAD, BLOCK, DOT, MASS, MASS_Y, MASSES, REST, ROW, SCALE, SLACK, TARGET
 from .vector_math import LN2_HIGH, LN2_LOW, add, finish
+from .writing import write_row
 
 # `soft` is a witness, as `of` and `one` are: of the target's type in memory.
 
@@ -180,52 +153,12 @@ def soft_row(
 
 @jit()
 def statistics(
-    p: Any, of: Any, one: Any, into: Any, soft: Any, i: Any, rows: Any, plain: Any, affine: Any, capped: Any,
+    p: Any, of: Any, one: Any, into: Any, soft: Any, rows: Any, plain: Any, affine: Any, capped: Any,
     grad: Any, s: Any, before: Any, held: Any,
 ) -> None:  # fmt: skip
-    """As tiles.statistics."""
-    a, b = i // p.inner, i % p.inner
-    for j in range(rows):
-        put(np.int64(0), s.table + j * 8 + ROW, row_at(p.logits, a, b))
-        put(np.int64(0), s.table + j * 8 + OUT, row_at(p.grad, a, b))
-        put(np.int64(0), s.table + j * 8 + MASSES, row_at(p.distribution, a, b))
-        b += 1
-        if b == p.inner:
-            a, b = a + 1, np.int64(0)
-    targets(p, i, rows, None, s.table)
+    """As labels.statistics."""
     for j in range(rows):
         if get(1.0, s.table + j * 8 + SCALE) != 0.0:
             soft_row(p, of, one, soft, j, plain, affine, capped, s)
         if grad is not None and j < held:
             write_row(p, one, into, j, held, soft, capped, None, before)
-    if grad is not None:
-        write_rows(p, one, into, rows, held, soft, capped, None, before)
-
-
-@jit()
-def work(
-    worker: Any, first: Any, last: Any, parameters: Any, of: Any, one: Any, into: Any, soft: Any, plain: Any,
-    affine: Any, capped: Any, grad: Any,
-) -> None:  # fmt: skip
-    """Chunks first .. last, as tiles.work."""
-    p = view_of_records(PARAMETERS, parameters)[0]
-    own, none = (1 + p.late) * worker, np.int64(0)
-    s, before = scratch_of(p, one, own, none, p.classes), scratch_of(p, one, own + p.late, none, p.classes)
-    for chunk in range(first, last):
-        sums, held = (0.0, 0.0, 0.0, 0.0), none
-        stop = min(p.rows, (chunk + 1) * p.chunk)
-        for i in range(chunk * p.chunk, stop, p.tile):
-            rows = min(p.tile, stop - i)
-            statistics(p, of, one, into, soft, i, rows, plain, affine, capped, grad, s, before, held)
-            settle(s.table, one, rows, p, None)
-            sums = take_losses(p, one, i, rows, s.table, sums)
-            if grad is not None:
-                if p.late:
-                    s, before, held = before, s, rows
-                else:
-                    write_rows(p, one, into, none, rows, soft, capped, None, s)
-        if grad is not None:
-            write_rows(p, one, into, none, held, soft, capped, None, before)
-        put_sums(p, chunk, sums)
-    if p.past_caches:
-        fence()

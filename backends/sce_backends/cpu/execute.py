@@ -65,7 +65,7 @@ def prepare(problem: Problem, answer: Answer) -> Launch:
         "log_softmax_jvp": answer.log_softmax_jvp,
     }
     at = {name: address(x) for name, x in matrices.items() if x is not None}
-    over = at.get("hvp") in (at["logits"], at.get("direction", 0))
+    over = at.get("hvp", at.get("log_softmax_jvp")) in (at["logits"], at.get("direction", 0))
     found = plan(problem, answer, at.get("grad") == at["logits"], over)
     workers = threads.workers(found.chunks)
     inside, size = places(found, workers)

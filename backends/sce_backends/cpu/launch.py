@@ -15,7 +15,7 @@ import numba as nb
 import numpy as np
 from llvmlite import ir
 
-from . import along, columns, distributions, pieces, threads, tiles
+from . import along, columns, pieces, threads, tiles
 from .cache import intrinsic, jit, native_function, once
 from .kernel import work
 from .memory import WITNESSES, address, get
@@ -39,7 +39,21 @@ def kernel(way: str, dtype: str, memory: tuple[str, ...], switches: tuple[bool |
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
             columns.work(
-                worker, first, last, parameters, of, one, into, smooth, mass, affine, capped, grad, hess, hvp
+                worker,
+                first,
+                last,
+                parameters,
+                of,
+                one,
+                into,
+                smooth,
+                mass,
+                affine,
+                capped,
+                grad,
+                hess,
+                v,
+                log_jvp,
             )
 
     elif way == "along":
@@ -52,18 +66,24 @@ def kernel(way: str, dtype: str, memory: tuple[str, ...], switches: tuple[bool |
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
             pieces.work(worker, first, last, parameters, of, one, into, plain, smooth, affine, capped, grad)
 
-    elif way == "tiles" and masses:
-
-        def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
-            distributions.work(
-                worker, first, last, parameters, of, one, into, mass, plain, affine, capped, grad
-            )
-
     elif way == "tiles":
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
             tiles.work(
-                worker, first, last, parameters, of, one, into, plain, smooth, affine, capped, grad, hess
+                worker,
+                first,
+                last,
+                parameters,
+                of,
+                one,
+                into,
+                plain,
+                smooth,
+                mass,
+                affine,
+                capped,
+                grad,
+                hess,
             )
 
     else:

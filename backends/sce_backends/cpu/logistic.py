@@ -79,7 +79,7 @@ Places = _tuple_of("Places", (*MATRICES, "loss"))
 Constants = _tuple_of("Constants", (*FLOATS, "ignores", "ignored", "plain", "factor", "factor_lo"))
 LABELS = (nb.int8, nb.int32, nb.int64)
 
-# Witnesses as in tiles.py: `one` of the compute dtype, `of`, `y_of` and `into` of logits, target and gradient
+# Witnesses as in tile.py: `one` of the compute dtype, `of`, `y_of` and `into` of logits, target and gradient
 # in memory. All else is asked at run time: a branch that always goes the same way costs nothing beside a
 # vector's exponentials, and a kernel for each combination of options would be seconds of compiling.
 

@@ -24,7 +24,7 @@ _INTEGERS = (
     "in_place",  # the gradient lies where the logits do
     "pieces", "second",  # of a row; is this the second pass over them?
     "run",  # rows of which each is as far from the next, and how far that is, in bytes:
-    "row_step", "soft_step", "v_step", "grad_step", "hess_step", "hvp_step",
+    "row_step", "soft_step", "v_step", "grad_step", "hess_step", "product_step",
     "sharp",  # wanted is the logarithm of a sum that may be near 1: its largest term has to be exactly that
     "ignores", "ignored",  # is there an ignore_index, and which
 )  # fmt: skip

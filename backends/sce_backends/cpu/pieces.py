@@ -14,9 +14,12 @@ import numpy as np
 
 from . import elements
 from .cache import jit
+from .labels import long_row
 from .memory import get, put, row_at, size_of, view, view_of_records, widen
 from .parameters import PARAMETERS
-from .tiles import (
+from .reading import read, set_pivot, targets, witness
+from .settling import settle
+from .tile import (
     BLOCK,
     COLUMN,
     DOT,
@@ -32,17 +35,10 @@ from .tiles import (
     TARGET,
     Z_LOSS,
     Scratch,
-    emit,
-    long_row,
-    read,
     scratch_of,
-    set_pivot,
-    settle,
-    targets,
-    weights_of,
-    witness,
 )
 from .vector_math import LN2_HIGH, LN2_LOW, add, difference_error, exp, finish
+from .writing import emit, weights_of
 
 PIECE = 1 << 15  # classes
 FOUND = 6 * 8  # bytes that a piece leaves: PIVOT .. DOT, which are neighbours in a table

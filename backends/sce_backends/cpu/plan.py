@@ -1,12 +1,10 @@
 """What a problem takes: which of the kernels, in which pieces, with how much memory to work in.
 
-rows.py            everything: any target, any output
-tiles.py           loss and gradient of index targets, some rows at a time
-distributions.py   the same of distributions
-pieces.py          the same for a few rows of very many classes, in pieces
-columns.py         the same, with vectors that run over the rows: few classes, or another class axis than the
-                   last
-along.py           products with a vector
+rows.py      everything: any target, any output
+tiles.py     loss and gradient, some rows at a time
+pieces.py    the same for a few rows of very many classes, in pieces
+columns.py   the same, with vectors that run over the rows: few classes, or another class axis than the last
+along.py     products with a vector
 """
 
 from __future__ import annotations
@@ -18,9 +16,10 @@ import numpy as np
 
 from sce.backend import DTYPES, Answer, Array, Problem
 
-from . import kernel, pieces, rows, tiles
+from . import kernel, pieces, rows
 from .parameters import PLACES, SIZE, start
 from .simd import LINE
+from .tile import BLOCK, COLUMN, TILE, VALUES
 
 Way = Literal["rows", "tiles", "columns", "pieces", "along"]
 
@@ -66,7 +65,7 @@ class _Shape(NamedTuple):
     dtype: np.dtype[Any]
     grad: tuple[tuple[int, ...], np.dtype[Any], bool] | None  # strides, dtype; whole lines can be written
     hess: tuple[tuple[int, ...], np.dtype[Any], bool] | None  # the same of the Hessian's diagonal
-    hvp: tuple[tuple[int, ...], np.dtype[Any], bool] | None
+    product: tuple[tuple[int, ...], np.dtype[Any], bool] | None  # with v: `hvp`, or `log_softmax_jvp`
     direction: tuple[tuple[int, ...], np.dtype[Any], bool] | None
     others: tuple[tuple[np.dtype[Any], tuple[int, ...]] | None, ...]  # the other matrices
     in_place: bool
@@ -110,7 +109,7 @@ def plan(problem: Problem, answer: Answer, in_place: bool, over: bool = False) -
             logits.dtype,
             _seen_whole(answer.grad),
             _seen_whole(answer.hess_diag),
-            _seen_whole(answer.hvp),
+            _seen_whole(answer.log_softmax_jvp if answer.hvp is None else answer.hvp),
             _seen_whole(problem.direction),
             (_seen(problem.distribution), _seen(answer.log_softmax), _seen(answer.log_softmax_jvp)),
             in_place,
@@ -152,7 +151,7 @@ def _plan(shape: _Shape) -> Plan:
     width = pieces.PIECE if parts > 1 else -(-classes // (LINE // size)) * (LINE // size)
     plain = not shape.transformed and shape.strides[2] == shape.dtype.itemsize
     direct = plain and shape.dtype == dtype
-    written = [x for x in (grad, shape.hess, shape.hvp) if x is not None]
+    written = [x for x in (grad, shape.hess, shape.product) if x is not None]
     past_caches = bool(written) and all(x[2] for x in written) and not (shape.in_place or shape.over)
     past_caches &= all(shape.rows * classes * x[1].itemsize >= _PAST_CACHES for x in written)
     if grad is not None:
@@ -203,7 +202,7 @@ def _plan(shape: _Shape) -> Plan:
         "spare": 1.0 if shape.target == "none" else 0.0,
     }
     soft, log_p, log_jvp = shape.others
-    hess, hvp, v = shape.hess, shape.hvp, shape.direction
+    hess, product, v = shape.hess, shape.product, shape.direction
     seen = {
         "logits": (shape.dtype, shape.strides),
         "distribution": soft,
@@ -211,12 +210,12 @@ def _plan(shape: _Shape) -> Plan:
         "grad": grad and (grad[1], grad[0]),
         "hess_diag": hess and (hess[1], hess[0]),
         "log_softmax": log_p,
-        "hvp": hvp and (hvp[1], hvp[0]),
+        "hvp": product and "hvp" in shape.outputs and (product[1], product[0]),
         "log_softmax_jvp": log_jvp,
     }
     matrices = {name: (DTYPES.index(x[0].name), x[1]) for name, x in seen.items() if x}
     scratch = _scratch(way, size, facts, shape.transformed, shape.capped)
-    if way == "columns" and (hess or hvp):
+    if way == "columns" and (hess or product):
         scratch["more"] = facts["tile_bytes"]
     if way == "columns" and soft is not None:
         scratch["masses"] = tile * width * 8
@@ -236,13 +235,13 @@ def _way(shape: _Shape, dtype: str, sideways: bool) -> Way:
     if (found := _along(shape)) is not None:
         return found
     extreme = not 1 / _SQUARED[dtype] <= shape.temperature <= _SQUARED[dtype]
-    if extreme and (hess or shape.hvp):
+    if extreme and (hess or "hvp" in shape.outputs):
         return "rows"
     if shape.outputs == {"hvp"}:
-        assert shape.hvp
+        assert shape.product
         assert shape.direction
         plain = shape.target != "distribution" and not shape.capped and not shape.z_loss
-        plain = plain and shape.direction[1] == shape.hvp[1] == shape.dtype
+        plain = plain and shape.direction[1] == shape.product[1] == shape.dtype
         return "columns" if plain and shape.classes <= _MOST_COLUMNS else "rows"
     if not shape.outputs - {"hess_diag"} <= _TILED:
         return "rows"
@@ -281,19 +280,16 @@ def _soft_in_vectors(shape: _Shape, soft: np.dtype[Any], dtype: str) -> bool:
 
 def _along(shape: _Shape) -> Way | None:
     """Of a product with v alone, where along.py takes it."""
-    if shape.outputs == {"hvp"}:
-        written = shape.hvp and shape.hvp[1]
-    elif shape.outputs == {"log_softmax_jvp"}:
-        written = shape.others[2] and shape.others[2][0]
-    else:
+    if shape.outputs not in ({"hvp"}, {"log_softmax_jvp"}):
         return None
+    assert shape.product
     assert shape.direction
     if shape.target == "distribution" or shape.capped or shape.bias or shape.z_loss:
         return None
-    if not shape.direction[1] == written == shape.dtype:
+    if not shape.direction[1] == shape.product[1] == shape.dtype:
         return None
     few = shape.classes <= _FEW and 1e-9 < shape.temperature < 1e9
-    return "columns" if few and shape.hvp else "along"
+    return "columns" if few else "along"
 
 
 def _sharp(shape: _Shape, dtype: str) -> bool:
@@ -309,8 +305,8 @@ def _sharp(shape: _Shape, dtype: str) -> bool:
 def _tile(way: Way, size: int) -> int:
     """How many rows of so many bytes a tile has."""
     if way == "columns":  # whole vectors of rows, and lines of memory
-        return max(16, min(tiles.TILE, _COLUMNS_BYTES // size // 16 * 16))
-    return max(1, min(tiles.TILE, _TILE_BYTES // size))
+        return max(16, min(TILE, _COLUMNS_BYTES // size // 16 * 16))
+    return max(1, min(TILE, _TILE_BYTES // size))
 
 
 def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capped: bool) -> dict[str, int]:
@@ -320,14 +316,14 @@ def _scratch(way: Way, size: int, facts: dict[str, int], transformed: bool, capp
     if way == "along":
         return {"wide": 2 * (facts["classes"] + 4 * LINE // 8) * 8}
     found = {
-        "blocks": 2 * tiles.BLOCK * size,
-        "curves": tiles.BLOCK * 8,
-        "table": tiles.VALUES * tiles.COLUMN + 2 * LINE,
+        "blocks": 2 * BLOCK * size,
+        "curves": BLOCK * 8,
+        "table": VALUES * COLUMN + 2 * LINE,
         "exponentials": facts["tile_bytes"],
     }
     if way == "columns" and facts.get("past_caches"):
         found["lines"] = facts["tile"] * facts["classes"] * 8
-    if transformed and (way == "columns" or facts["classes"] <= tiles.BLOCK):
+    if transformed and (way == "columns" or facts["classes"] <= BLOCK):
         found["lows"] = facts["tile_bytes"]
     if capped:
         found["slopes"] = facts["tile"] * facts["width"] * 8
@@ -353,7 +349,7 @@ def _steps(shape: _Shape) -> tuple[int, dict[str, int]]:
         "v_step": shape.direction,
         "grad_step": shape.grad,
         "hess_step": shape.hess,
-        "hvp_step": shape.hvp,
+        "product_step": shape.product,
     }
     found = {"row_step": shape.strides} | {name: x[0] for name, x in seen.items() if x}
     if (soft := shape.others[0]) is not None:
