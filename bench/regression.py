@@ -7,8 +7,8 @@ gradient of 1e-8 or less (LogisticRegression's newton-cholesky or newton-cg). Tw
 what does a fit cost as both come, to a gradient of 1e-4, and what does it cost to have the coefficients to
 1e-4? For the second, each has the loosest tolerance of 1e-4, 1e-5, ... at which its own are that near, within
 a thousand steps: where none is, its time is how long it tried, and its error says how near it came. Fits are
-timed in turns; the median counts, of one turn where it takes longer than some seconds. Memory is the most that
-Python and NumPy have during a fit beyond what was there before. `--write` puts the table into that page,
+timed in turns; the median counts, of one turn where it takes longer than some seconds. Memory is the most
+that Python and NumPy have during a fit beyond what was there before. `--write` puts the table into that page,
 `--quick` leaves out the synthetic problem, which takes minutes. `--one-thread` is for a section of its own:
 there every BLAS has one thread, because in small fits more of them take more time than they give.
 """

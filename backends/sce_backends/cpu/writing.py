@@ -51,9 +51,13 @@ def elsewhere(smooth: Any, soft: Any) -> Any:
 
 @overload(elsewhere, jit_options={"forceinline": True})
 def _elsewhere(smooth: Any, soft: Any) -> Any:
-    if isinstance(soft, types.NoneType):
-        return lambda smooth, soft: smooth
-    return lambda smooth, soft: soft
+    def shared(smooth: Any, soft: Any) -> Any:
+        return smooth
+
+    def masses(smooth: Any, soft: Any) -> Any:
+        return soft
+
+    return shared if isinstance(soft, types.NoneType) else masses
 
 
 @jit()
