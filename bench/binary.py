@@ -21,7 +21,7 @@ import sce
 from sce import machine
 from sce.bench.clock import Rounds, Times, alternate
 from sce.bench.limit import copies, reads
-from sce.bench.markdown import number, put, table
+from sce.bench.markdown import measured_with, number, put, table
 
 ELEMENTS = 1 << 24
 ROUNDS = Rounds(least=7, enough=0.5, patience=3.0)
@@ -176,15 +176,8 @@ def rows(found: dict[str, Times], elements: int) -> Iterator[tuple[str, ...]]:
 
 
 def section(elements: int, command: str) -> str:
-    facts, absent = machine.describe(), dict[str, str]()
-    versions = ", ".join(f"{name} {value}" for name, value in machine.versions().items())
-    lines = [
-        ("machine", f"{facts['processor']}, {facts['usable_cores']} cores, {facts['threads']} threads"),
-        ("commit", f"`{machine.commit()}`"),
-        ("versions", versions),
-        ("command", f"`{command}`"),
-    ]
-    parts = [f"## The binary loss, {elements} elements", ABOUT, table(("", ""), lines, words=(0, 1))]
+    absent = dict[str, str]()
+    parts = [f"## The binary loss, {elements} elements", ABOUT, measured_with(command)]
     rng = np.random.default_rng(0)
     for dtype in (np.float32, np.float64):
         x = (rng.normal(size=elements) * 4).astype(dtype)

@@ -6,11 +6,26 @@ import math
 import re
 from collections.abc import Sequence
 
+from sce import machine
+
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
     """Numbers to the right; the columns in `words` to the left."""
     rule = [":--" if i in words else "--:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
+
+
+def measured_with(command: str) -> str:
+    """A table: on which machine, of which commit, with which versions, by which command."""
+    facts = machine.describe()
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
+    lines = [
+        ("machine", f"{facts['processor']}, {facts['usable_cores']} cores, {facts['threads']} threads"),
+        ("commit", f"`{machine.commit()}`"),
+        ("versions", versions),
+        ("command", f"`{command}`"),
+    ]
+    return table(("", ""), lines, words=(0, 1))
 
 
 def marked(page: str) -> list[str]:
