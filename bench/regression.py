@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 import tracemalloc
 import warnings
 from collections.abc import Iterator, Sequence
@@ -93,7 +94,8 @@ def main() -> None:
                 lines.append(line)
     legend = "Of steps, errors, objectives and memory, ours is the first number and theirs the second."
     rows = [line.cells for line in lines]
-    text = "\n\n".join([about(), table(HEADER, rows, words=(0, 1, 2, 3)), legend, verdict(lines)])
+    options = [flag for flag in ("--quick", "--one-thread") if flag in sys.argv]
+    text = "\n\n".join([about(options), table(HEADER, rows, words=(0, 1, 2, 3)), legend, verdict(lines)])
     print(f"\n{text}")
     if args.write is not None:
         heading, mark = (ONE, f"{MARK} --one-thread") if args.one_thread else (HEADING, MARK)
@@ -200,12 +202,12 @@ def verdict(lines: Sequence[Line]) -> str:
     return f"{told}, in {len(lost)} more" + (f" ({'; '.join(lost)})." if lost else ".")
 
 
-def about() -> str:
+def about(options: Sequence[str]) -> str:
     versions = {"sce": sce.__version__, "scikit-learn": sklearn.__version__, "NumPy": np.__version__}
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         f"{machine.processor()}, {machine.usable_cores()} cores; Python {platform.python_version()}, {told};"
-        f" backend {sce.explain([[0.0, 1.0]]).chosen}; `python bench/regression.py`"
+        f" backend {sce.explain([[0.0, 1.0]]).chosen}; `{' '.join(('python bench/regression.py', *options))}`"
     )
 
 

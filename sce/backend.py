@@ -166,8 +166,9 @@ class Backend(Protocol):
 
         repeat(problem, answer) -> Callable[[], None]
 
-    is `run` for whoever changes the arrays' values and asks again, hundreds of times: what there is to find
-    out about the problem is found out once. One that takes arrays on a device has besides
+    is `run` for whoever asks again, hundreds of times, after the values of the logits, or of the direction,
+    have changed: what there is to find out about the problem is found out once. Nothing else may change, and
+    the same call may not be under way in two threads. One that takes arrays on a device has besides
 
         bind(problem, answer) -> Bound        what is asked of it instead of `run` there
         total_weight(problem) -> float        D, where it is to add it up and the caller asks; it waits

@@ -46,7 +46,9 @@ def test_the_page_gets_its_tables(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "CLASSES", (3,))
     monkeypatch.setattr(script, "ROUNDS", Rounds(least=1, enough=0, patience=0))
     page = tmp_path / "page.md"
-    page.write_text("# Before\n\n<!-- bench/jacobian.py -->\nan older section\n<!-- /bench/jacobian.py -->\n\nAfter.\n")
+    page.write_text(
+        "# Before\n\n<!-- bench/jacobian.py -->\nan older section\n<!-- /bench/jacobian.py -->\n\nAfter.\n"
+    )
     script.main(page, megabytes=1)
     text = page.read_text("utf-8")
     assert "an older section" not in text

@@ -29,7 +29,12 @@ def problems(x: Any, y: Any, v: Any) -> list[Problem]:
     both = ("loss", "grad")
     soft = np.full(x.shape, 1 / x.shape[1], x.dtype)
     binary: dict[str, Any] = {"outputs": both}
+    weights = {
+        "class_weight": np.linspace(1, 2, 2 * x.shape[1])[::2],
+        "sample_weight": np.arange(len(x)) + 0.5,
+    }
     return [
+        prepare(x, y, outputs=both, label_smoothing=0.1, logit_bias=np.ones(x.shape[1]), **weights).problem,
         prepare(x, y, outputs=both).problem,
         prepare(x, y, outputs=both, reduction="none", temperature=2.0).problem,
         prepare(x, soft, outputs=both).problem,
@@ -37,6 +42,9 @@ def problems(x: Any, y: Any, v: Any) -> list[Problem]:
         prepare(x, y, outputs=(*both, "hess_diag")).problem,
         prepare_binary(x[:, 0], y % 2, **binary).problem,
         prepare_binary(x[:, 0], y % 2, outputs=("hess_diag",)).problem,
+        prepare_binary(
+            x[:, 0], soft[:, 0].astype(np.float16), **binary
+        ).problem,  # of which the kernel has a copy
     ]
 
 
@@ -50,9 +58,11 @@ def test_is_run(shape: tuple[int, int], dtype: Any) -> None:
         found, expected = answer_for(problem), answer_for(problem)
         again = cpu.repeat(problem, found)
         for _ in range(2):
-            x[...] = rng.normal(size=shape)
+            x[...], v[...] = rng.normal(size=(2, *shape))
+            other = [np.full(len(x), np.nan) for _ in range(8)]  # over memory that nobody keeps
             again()
             cpu.run(problem, expected)
+            del other
             for ours, theirs in zip(found, expected, strict=True):
                 assert (ours is None) == (theirs is None)
                 if ours is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes: pip install '
 from sce_backends.cpu import jacobian, plan
 
 LINE = 64
-LGH = ("loss", "grad", "hess_diag")
+LGH, LOG_ALONG = ("loss", "grad", "hess_diag"), ("log_softmax_jvp",)
 
 
 @pytest.fixture(params=["plain", "streaming"])
@@ -35,8 +37,9 @@ def some(n, c, dtype="float32", seed=0):
 
 def way(c, outputs, dtype=np.float32, of_v=None, **options):
     x, y = some(4, c, np.dtype(dtype).name)
-    v = {"v": np.zeros(x.shape, of_v or dtype)} if outputs == ("hvp",) else {}
-    problem = prepare(x, options.pop("target", y), outputs=outputs, **v, **options).problem
+    v = {"v": np.zeros(x.shape, of_v or dtype)} if outputs in (("hvp",), LOG_ALONG) else {}
+    target = {} if outputs == LOG_ALONG else {"target": options.pop("target", y)}
+    problem = prepare(x, **target, outputs=outputs, **v, **options).problem
     like = np.empty(problem.logits.shape, x.dtype)
     return plan.plan(problem, Answer(**{name: like for name in outputs if name != "loss"}), False).way
 
@@ -78,6 +81,21 @@ def test_which_kernel_for_the_product(c, options, expected):
     assert way(c, ("hvp",), **options) == expected
 
 
+@pytest.mark.parametrize(
+    ("c", "options", "expected"),
+    [
+        (3, {}, "columns"),
+        (64, {"temperature": 2.0, "dtype": np.float64}, "columns"),
+        (65, {}, "along"),
+        (3, {"temperature": 1e-30}, "along"),
+        (3, {"of_v": np.float64}, "rows"),
+        (3, {"logit_bias": np.ones(3)}, "rows"),
+    ],
+)
+def test_which_kernel_for_log_softmax_along_v(c, options, expected):
+    assert way(c, LOG_ALONG, **options) == expected
+
+
 def cases(dtype, shapes, arrange="contiguous", **options):
     for n, c in shapes:
         x, y = some(n, c, dtype)
@@ -88,10 +106,12 @@ def cases(dtype, shapes, arrange="contiguous", **options):
         yield Case("", f"{name} {LGH}", x, y, {**given, "hess_min": 1e-3}, LGH, function="loss_grad_hess")
         v = np.empty_like(x, x.dtype.newbyteorder("="))
         v[...] = cast(np.random.default_rng(1).standard_normal(x.shape), dtype)
+        free = {"axis": axis, "v": v} | {key: options[key] for key in options if key == "temperature"}
         for out in (None, "over v"):
-            yield Case(
-                "", f"{name} {out}", x, y, {**given, "v": v}, FUNCTIONS["hvp"], function="hvp", out=out
-            )
+            title = f"{name} {out}"
+            yield Case("", title, x, y, {**given, "v": v}, FUNCTIONS["hvp"], function="hvp", out=out)
+            log = "log_softmax_jvp"
+            yield Case("", f"{title} {log}", x, None, free, FUNCTIONS[log], function=log, out=out)
 
 
 def conforms(found):
@@ -142,13 +162,14 @@ def lines(size):
 def test_nothing_beside_the_product_is_written(c, dtype, stores):
     x, y = some(5, c, dtype)
     v = x[::-1].copy()
-    want = sce.hvp(x, y, v, backend="cpu")
-    for at in range(0, LINE, x.itemsize):
-        memory = lines(2 * LINE + want.nbytes)
-        right = memory.copy()
-        np.ndarray(want.shape, want.dtype, right, at)[...] = want
-        sce.hvp(x, y, v, out=np.ndarray(want.shape, want.dtype, memory, at), backend="cpu")
-        assert (memory == right).all(), at
+    for product in (partial(sce.hvp, x, y, v), partial(sce.log_softmax_jvp, x, v)):
+        want = product(backend="cpu")
+        for at in range(0, LINE, x.itemsize):
+            memory = lines(2 * LINE + want.nbytes)
+            right = memory.copy()
+            np.ndarray(want.shape, want.dtype, right, at)[...] = want
+            product(out=np.ndarray(want.shape, want.dtype, memory, at), backend="cpu")
+            assert (memory == right).all(), at
 
 
 def test_any_number_of_threads_gives_the_same_bits(stores):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,75 +35,55 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "sparse"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("intercept", [False, True])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_is_what_the_public_functions_say(
-    pieces: str, form: Any, dtype: Any, intercept: bool, weighted: bool
-) -> None:
-    x, y, u, w, b, v, vb = numbers(dtype)
-    options: dict[str, Any] = {
-        "denominator": 3.0,
-        "sample_weight": u if weighted else None,
-        "label_smoothing": 0.1,
-        "backend": "reference",
-    }
-    rows = BoundRows(form(x), y, C, **options)
-    biases = (b, vb) if intercept else (None, None)
-    near: dict[str, Any] = {"rtol": 1e-5 if dtype == np.float32 else 1e-12, "atol": 1e-6}
-    for scale in (1, 2):  # nothing of one place is left at the next
-        into, into_bias = np.full((D, C), np.nan, dtype), np.full(C, np.nan, dtype) if intercept else None
-        at = scale * w
-        loss = rows.loss_and_grad(at, biases[0], into, into_bias)
-        expected, grad = sce.linear_loss_and_grad(x, at, y, bias=biases[0], want=("W", "bias"), **options)
-        assert loss == pytest.approx(float(expected), rel=1e-6 if dtype == np.float32 else 1e-13)
-        np.testing.assert_allclose(into, grad.W, **near)
-        if intercept:
-            np.testing.assert_allclose(into_bias, grad.bias, **near)
-        rows.around(at, biases[0])
-        rows.loss_and_grad(v, biases[1], np.empty_like(into), None)  # a line search, meanwhile
-        rows.hvp(v, biases[1], into, into_bias)
-        product = sce.linear_hvp(x, at, y, v, bias=biases[0], v_bias=biases[1], **options)
-        np.testing.assert_allclose(into, product.W, **near)
-        if intercept:
-            np.testing.assert_allclose(into_bias, product.bias, **near)
+Rows = BoundRows | BoundPair
 
 
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["dense", "sparse"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("intercept", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_two_classes_are_one_logit(
-    backend: str, form: Any, dtype: Any, intercept: bool, weighted: bool
-) -> None:
-    x, y, u, w, b, v, vb = numbers(dtype)
-    y, w, b, v, vb = y % 2, w[:, :2].copy(), b[:2], v[:, :2].copy(), vb[:2]
-    options: dict[str, Any] = {
-        "denominator": 3.0,
-        "sample_weight": u if weighted else None,
-        "label_smoothing": 0.1,
-        "backend": "reference",
-    }
-    rows = BoundPair(form(x), y, **options | {"backend": backend})
-    biases = (b, vb) if intercept else (None, None)
-    near: dict[str, Any] = {"rtol": 1e-5 if dtype == np.float32 else 1e-12, "atol": 1e-6}
-    for scale in (1, 2):  # nothing of one place is left at the next
-        into, into_bias = np.full((D, 2), np.nan, dtype), np.full(2, np.nan, dtype) if intercept else None
-        at = scale * w
-        loss = rows.loss_and_grad(at, biases[0], into, into_bias)
-        expected, grad = sce.linear_loss_and_grad(x, at, y, bias=biases[0], want=("W", "bias"), **options)
-        assert loss == pytest.approx(float(expected), rel=1e-6 if dtype == np.float32 else 1e-13)
-        np.testing.assert_allclose(into, grad.W, **near)
-        if intercept:
-            np.testing.assert_allclose(into_bias, grad.bias, **near)
-        rows.around(at, biases[0])
-        rows.loss_and_grad(v, biases[1], np.empty_like(into), None)  # a line search, meanwhile
-        rows.hvp(v, biases[1], into, into_bias)
-        product = sce.linear_hvp(x, at, y, v, bias=biases[0], v_bias=biases[1], **options)
-        np.testing.assert_allclose(into, product.W, **near)
-        if intercept:
-            np.testing.assert_allclose(into_bias, product.bias, **near)
+class TestIsWhatThePublicFunctionsSay:
+    def test_rows(self, pieces: str, form: Any, dtype: Any, intercept: bool, weighted: bool) -> None:
+        self.same(C, lambda x, y, **options: BoundRows(form(x), y, C, **options), dtype, intercept, weighted)
+
+    def test_a_pair(self, backend: str, form: Any, dtype: Any, intercept: bool, weighted: bool) -> None:
+        """Two classes are one logit."""
+
+        def bind(x: Any, y: Any, **options: Any) -> Rows:
+            return BoundPair(form(x), y, **options | {"backend": backend})
+
+        self.same(2, bind, dtype, intercept, weighted)
+
+    def same(self, c: int, bind: Callable[..., Rows], dtype: Any, intercept: bool, weighted: bool) -> None:
+        x, y, u, w, b, v, vb = numbers(dtype)
+        y, w, b, v, vb = y % c, w[:, :c].copy(), b[:c], v[:, :c].copy(), vb[:c]
+        options: dict[str, Any] = {
+            "denominator": 3.0,
+            "sample_weight": u if weighted else None,
+            "label_smoothing": 0.1,
+            "backend": "reference",
+        }
+        rows = bind(x, y, **options)
+        biases = (b, vb) if intercept else (None, None)
+        near = {"rtol": 1e-5, "atol": 1e-6} if dtype == np.float32 else {"rtol": 1e-12, "atol": 1e-13}
+        for scale in (1, 2):  # nothing of one place is left at the next
+            into, into_bias = np.full((D, c), np.nan, dtype), np.full(c, np.nan, dtype) if intercept else None
+            at = scale * w
+            loss = rows.loss_and_grad(at, biases[0], into, into_bias)
+            expected, grad = sce.linear_loss_and_grad(
+                x, at, y, bias=biases[0], want=("W", "bias") if intercept else ("W",), **options
+            )
+            assert loss == pytest.approx(float(expected), rel=1e-6 if dtype == np.float32 else 1e-13)
+            np.testing.assert_allclose(into, grad.W, **near)
+            if intercept:
+                np.testing.assert_allclose(into_bias, grad.bias, **near)
+            rows.around(at, biases[0])
+            rows.loss_and_grad(v, biases[1], np.empty_like(into), None)  # a line search, meanwhile
+            rows.hvp(v, biases[1], into, into_bias)
+            product = sce.linear_hvp(x, at, y, v, bias=biases[0], v_bias=biases[1], **options)
+            np.testing.assert_allclose(into, product.W, **near)
+            if intercept:
+                np.testing.assert_allclose(into_bias, product.bias, **near)
 
 
 def test_each_backend(backend: str) -> None:
@@ -122,10 +103,11 @@ def test_each_backend(backend: str) -> None:
 def test_nan_is_an_answer() -> None:
     x, y, _, w, _, _, _ = numbers(np.float64)
     x[3, 1] = np.nan
-    into = np.empty((D, C))
-    rows = BoundRows(x, y, C, denominator=1.0, backend="reference")
-    assert np.isnan(rows.loss_and_grad(w, None, into, None))
-    assert np.isnan(into).all()
+    pair = BoundPair(x, y % 2, denominator=1.0, backend="reference")
+    for rows, c in ((BoundRows(x, y, C, denominator=1.0, backend="reference"), C), (pair, 2)):
+        into = np.empty((D, c))
+        assert np.isnan(rows.loss_and_grad(w[:, :c], None, into, None))
+        assert np.isnan(into).all()
 
 
 def test_bad_calls() -> None:

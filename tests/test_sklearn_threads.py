@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +30,10 @@ def counts() -> dict[str, int]:
 
 @pytest.fixture
 def own() -> set[str]:
-    found = {library["filepath"] for library in threads._blas_of_scipy().info()}
-    if not found:
+    if not any(part in path for path in counts() for part in ("scipy.libs", "scipy/.dylibs")):
         pytest.skip("SciPy shares NumPy's BLAS here, which is left alone")
+    found = {library["filepath"] for library in threads._blas_of_scipy().info()}
+    assert found
     return found
 
 
@@ -63,7 +67,7 @@ def test_a_fit_that_fails_gives_it_back(own: set[str], monkeypatch: pytest.Monke
     assert counts() == before
 
 
-def test_the_last_of_several_fits_gives_it_back(own: set[str]) -> None:
+def test_of_several_fits_one_sets_and_lifts_it(own: set[str]) -> None:
     before, inside, over = counts(), threading.Event(), threading.Event()
 
     def other() -> None:
@@ -75,10 +79,65 @@ def test_the_last_of_several_fits_gives_it_back(own: set[str]) -> None:
     with threads.alone():
         thread.start()
         assert inside.wait(10)
-    assert all(counts()[path] == 1 for path in own)  # the other is at work still
+        assert all(counts()[path] == 1 for path in own)
     over.set()
     thread.join()
     assert counts() == before
+    with threads.alone():
+        assert all(counts()[path] == 1 for path in own)
+    assert counts() == before
+
+
+def test_packages_behind_a_link(own: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    package = Path(threads.scipy.__file__).parent
+    (tmp_path / "packages").symlink_to(package.parent, target_is_directory=True)
+    there = tmp_path / "packages" / package.name / "__init__.py"
+    monkeypatch.setattr(threads.scipy, "__file__", str(there))
+    found = threads._blas_of_scipy.__wrapped__().info()
+    assert {library["filepath"] for library in found} == own
+
+
+def test_a_limit_that_fails_is_none(own: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def limit(self, limits: int) -> None:
+            raise OSError
+
+    before = counts()
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "_blas_of_scipy", Broken)
+        with pytest.raises(OSError, match=r"^$"), threads.alone():
+            pass
+    with threads.alone():
+        assert all(counts()[path] == 1 for path in own)
+    assert counts() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_limits_its_own_fits(own: set[str]) -> None:
+    """It was forked while a thread of the parent was fitting, which it has not got."""
+    inside, over = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with threads.alone():
+            inside.set()
+            over.wait(10)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which is the point
+        child = os.fork()
+    if not child:
+        try:
+            with threads.alone():
+                limited = threads._one_fit.locked()
+            os._exit(0 if limited and not threads._one_fit.locked() else 1)
+        finally:
+            os._exit(2)
+    over.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_blas_that_both_share_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

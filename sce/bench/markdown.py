@@ -42,7 +42,7 @@ def put(page: str, script: str, section: str) -> str:
     return "\n\n".join(part for part in (page.rstrip("\n"), section) if part) + "\n"
 
 
-_MARKED = re.compile(r"<!-- (bench/\w+\.py(?: --[\w-]+)*) -->\n.*?\n<!-- /\1 -->", re.DOTALL)
+_MARKED = re.compile(r"<!-- (bench/\w+\.py(?: --[\w-]+)*) -->\n(?:.*?\n)?<!-- /\1 -->", re.DOTALL)
 
 
 def number(value: float | None) -> str:

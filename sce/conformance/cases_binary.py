@@ -104,6 +104,8 @@ def _crowd(dtype: str) -> Iterator[Case]:
             more = "".join(f", {key}" for key in options)
             yield _case(dtype, f"crowd of {name}{more}", x, y, options, BINARY)
             yield _case(dtype, f"crowd of {name}{more}, sum", x, y, {**options, "reduction": "sum"}, BOTH)
+    for name in DTYPES:
+        yield _case(dtype, f"crowd of {name} probabilities", x, cast(soft, name), {}, BINARY, needs=name)
 
 
 def _options(dtype: str) -> Iterator[Case]:

@@ -19,35 +19,41 @@ from typing import Any
 import scipy
 from threadpoolctl import ThreadpoolController
 
-# Fits at work, and the limit that the first of them set: the last one lifts it.
-_lock = threading.Lock()
-_fits, _limit = 0, None
+_one_fit = threading.Lock()  # held by the one fit, of all that are under way, that has set the limit
 
-if hasattr(os, "register_at_fork"):  # a child would wait for ever for a lock whose thread it has not got
-    os.register_at_fork(before=_lock.acquire, after_in_child=_lock.release, after_in_parent=_lock.release)
+
+def _start_anew() -> None:
+    """In a child after a fork, which has only the thread that forked."""
+    global _one_fit
+    _one_fit = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """In here SciPy's own BLAS has one thread, in the whole process."""
-    global _fits, _limit
-    with _lock:
-        _fits += 1
-        if _fits == 1:
-            _limit = _blas_of_scipy().limit(limits=1)
-    try:
+    """In here SciPy's own BLAS has one thread, in the whole process.
+
+    Of fits that overlap only the first sets and lifts that: another would take the 1 that it finds for what
+    there was before, and leave it.
+    """
+    lock = _one_fit
+    if not lock.acquire(blocking=False):
         yield
+        return
+    try:
+        with _blas_of_scipy().limit(limits=1):
+            yield
     finally:
-        with _lock:
-            _fits -= 1
-            if _fits == 0:
-                _limit.restore_original_limits()
+        lock.release()
 
 
 @cache
 def _blas_of_scipy() -> Any:
     """The libraries that lie among SciPy's own files: none where it shares NumPy's."""
-    package = Path(scipy.__file__).parent
+    package = Path(scipy.__file__).resolve().parent  # as the libraries' paths are
     folders = {package.parent / "scipy.libs", package / ".dylibs"}
     every = ThreadpoolController()
     own = [found["filepath"] for found in every.info() if Path(found["filepath"]).parent in folders]

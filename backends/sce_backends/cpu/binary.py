@@ -14,8 +14,9 @@ import numpy as np
 
 from sce.backend import Answer, Array, Problem
 
-from . import launch, logistic, threads
+from . import logistic, threads
 from .cache import native_function, once
+from .launch import Ready
 from .logistic import BLOCK, FLOATS, INTEGERS, MATRICES, PARAMETERS, SLOTS, WIDE
 from .memory import WITNESSES, address
 from .simd import LINE
@@ -59,7 +60,7 @@ def execute(problem: Problem, answer: Answer) -> None:
 
 
 def prepare(problem: Problem, answer: Answer) -> Callable[[], None]:
-    """What fills the answer, also again, after what lies in the arrays has changed."""
+    """What fills the answer, as execute.prepare(problem, answer).run does."""
     arrays = _arrays(problem, answer)
     runs = _runs(
         problem.logits.shape[:2],
@@ -121,13 +122,8 @@ def prepare(problem: Problem, answer: Answer) -> Callable[[], None]:
     ]
     numbers = [*(integers[name] for name in INTEGERS), *(floats[name] for name in FLOATS), *matrices]
     _PACKED.pack_into(scratch.data, 0, *numbers)
-
-    def run() -> None:
-        launch.launch(found.address, address(scratch), runs.chunks, workers)
-        if problem.reduce and answer.loss is not None:
-            answer.loss[0] = launch.sum_up(partial, runs.chunks)[0]
-
-    return run
+    sums = answer.loss if problem.reduce else None, None
+    return Ready(found, scratch, runs.chunks, workers, sums, partial, False, (arrays, problem, answer)).run
 
 
 def _plain(problem: Problem, answer: Answer, arrays: tuple[Array | None, ...]) -> bool:
@@ -152,7 +148,7 @@ def _arrays(problem: Problem, answer: Answer) -> tuple[Array | None, ...]:
     y = problem.distribution if problem.labels is None else problem.labels
     if (
         y is not None and y.dtype == np.uint8
-    ):  # 0 and 1 are the same, and so is the ignored one: see `execute`
+    ):  # 0 and 1 are the same, and so is the ignored one: see `prepare`
         y = y.view(np.int8)
     elif y is not None and y.itemsize == 2 and y.dtype != problem.logits.dtype:
         y = y.astype(np.float32)

@@ -5,13 +5,14 @@ cannot have its memory fails before anything is written.
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from sce.backend import Answer, Array, Problem
 
 from . import launch, threads
+from .launch import Ready
 from .memory import address
 from .parameters import PLACES, pack
 from .plan import Plan, places, plan
@@ -21,31 +22,6 @@ _KEPT = 1 << 23  # bytes of scratch that a thread keeps for its next call
 _local = threading.local()
 
 
-class Launch(NamedTuple):
-    """A problem that is ready to be computed, also again, after what lies in its arrays has changed."""
-
-    kernel: Any  # owns its code
-    numbers: list[float]  # the parameters
-    scratch: Array
-    chunks: int
-    workers: int
-    twice: bool
-    sums: tuple[Array | None, Array | None]  # where those of the losses and of the z-losses go
-    arrays: tuple[Any, ...]  # kept alive: the kernel sees addresses only
-
-    def run(self) -> None:
-        base = address(self.scratch)
-        for again in range(1 + self.twice):
-            self.numbers[PLACES["second"]] = again
-            pack(self.numbers, self.scratch)
-            launch.launch(self.kernel.address, base, self.chunks, self.workers)
-        if self.sums != (None, None):
-            found = launch.sum_up(int(self.numbers[PLACES["partial"]]), self.chunks)
-            for into, value in zip(self.sums, found, strict=True):
-                if into is not None:
-                    into[0] = value
-
-
 def execute(problem: Problem, answer: Answer) -> None:
     ready = prepare(problem, answer)
     ready.run()
@@ -53,7 +29,7 @@ def execute(problem: Problem, answer: Answer) -> None:
         _local.scratch = ready.scratch
 
 
-def prepare(problem: Problem, answer: Answer) -> Launch:
+def prepare(problem: Problem, answer: Answer) -> Ready:
     matrices = {
         "logits": problem.logits,
         "distribution": problem.distribution,
@@ -83,14 +59,15 @@ def prepare(problem: Problem, answer: Answer) -> Launch:
             problem.denominator,
             1.0 / problem.denominator,
         )
-    return Launch(
+    pack(numbers, scratch)
+    return Ready(
         launch.kernel(found.way, found.dtype, found.memory, found.switches),
-        numbers,
         scratch,
         found.chunks,
         workers,
-        found.way == "pieces",
         (answer.loss, answer.z_loss) if problem.reduce else (None, None),
+        int(numbers[PLACES["partial"]]),
+        found.way == "pieces",
         (problem, answer, vectors),
     )
 

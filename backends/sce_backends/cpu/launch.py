@@ -9,16 +9,19 @@ that takes chunks is compiled once and not with each of them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
 from llvmlite import ir
 
+from sce.backend import Array
+
 from . import along, columns, pieces, threads, tiles
 from .cache import intrinsic, jit, native_function, once
 from .kernel import work
 from .memory import WITNESSES, address, get
+from .parameters import PARAMETERS, SIZE
 from .vector_math import add, finish
 
 _PATIENCE = 512  # chunks that the calling thread computes before it looks for an interrupt: some 0.1 s
@@ -165,3 +168,26 @@ def sum_up(partial: Any, chunks: Any) -> Any:
         total, error = add(total, error, get(1.0, place))
         z_total, z_error = add(z_total, z_error, get(1.0, place + 8))
     return finish(total, error), finish(z_total, z_error)
+
+
+class Ready(NamedTuple):
+    """A problem that a kernel can compute at once, and again when its logits have changed."""
+
+    kernel: Any  # owns its code
+    scratch: Array  # begins with the parameters
+    chunks: int
+    workers: int
+    sums: tuple[Array | None, Array | None]  # where those of the losses and of the z-losses go
+    partial: int  # the address of the chunks' sums
+    twice: bool  # in pieces
+    arrays: tuple[Any, ...]  # kept alive, copies too: the kernel sees addresses only
+
+    def run(self) -> None:
+        for again in range(1 + self.twice):
+            if self.twice:
+                self.scratch[:SIZE].view(PARAMETERS)["second"] = again
+            launch(self.kernel.address, address(self.scratch), self.chunks, self.workers)
+        if any(into is not None for into in self.sums):
+            for into, total in zip(self.sums, sum_up(self.partial, self.chunks), strict=True):
+                if into is not None:
+                    into[0] = total

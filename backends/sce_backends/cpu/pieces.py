@@ -1,7 +1,7 @@
 """A few rows of very many classes: pieces of rows, so that all threads have work.
 
 Twice over the pieces. First their statistics and exponentials, each relative to a pivot of its own, as
-tiles.py finds them for rows. Then whoever takes a piece puts together what the pieces of its row have found,
+labels.py finds them for rows. Then whoever takes a piece puts together what the pieces of its row have found,
 and makes the piece's gradient of its exponentials. What a piece is depends on the shape alone, and so do the
 bits.
 """

@@ -4,7 +4,7 @@ rows.py      everything: any target, any output
 tiles.py     loss and gradient, some rows at a time
 pieces.py    the same for a few rows of very many classes, in pieces
 columns.py   the same, with vectors that run over the rows: few classes, or another class axis than the last
-along.py     products with a vector
+along.py     products with a vector, of more classes than go by columns
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Way = Literal["rows", "tiles", "columns", "pieces", "along"]
 # A chunk of rows is what one thread takes at a time, and the least that is worth waking another for: a few
 # tenths of a millisecond, in elements. A row costs about as much as 64 more than it has.
 _CHUNK, _ROW = 1 << 18, 64
-_TILED = frozenset({"loss", "z_loss", "grad"})  # the outputs of tiles.py and columns.py
+_TILED = frozenset({"loss", "z_loss", "grad"})  # the outputs of tiles.py, and some of columns.py
 _TILE_BYTES = 1 << 16  # of a tile's exponentials: they stay in a core's own cache
 _COLUMNS_BYTES = 1 << 18  # the same of columns
 _FEW, _FEW_SOFT = 64, 160  # classes, up to which rows are turned into columns, of distributions, and

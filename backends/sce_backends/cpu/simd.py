@@ -1,4 +1,4 @@
-"""Vectors of one cache line as values of compiled code: what tiles.py and columns.py are made of.
+"""Vectors of one cache line as values of compiled code: what kernels in vectors are made of.
 
 Numba leaves vectors to LLVM, which finds them where a loop is plain enough: not where a row ends in less than
 a vector, where two dtypes meet, where two arrays might overlap, or where one loop waits for the result of
