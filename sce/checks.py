@@ -25,17 +25,19 @@ OUTPUTS = (
 def logits(value: Any, name: str = "logits", scalar: bool = False) -> Array:
     """Floating logits, of at least one dimension unless a single one has a meaning."""
     x = as_host(value, name)
+    many, one = ("have", "are", "they need", "them"), ("has", "is", "it needs", "it")
+    have, are, they, them = many if name == "logits" else one
     if dtype_name(x.dtype) not in DTYPES:
         how = {
-            **dict.fromkeys("biuV", "convert them, for instance with .astype(np.float32)"),
+            **dict.fromkeys("biuV", f"convert {them}, for instance with .astype(np.float32)"),
             "c": "logits are real: pass .real if the imaginary part is zero",
-            "f": "convert them with .astype(np.float64)",
+            "f": f"convert {them} with .astype(np.float64)",
         }.get(x.dtype.kind, "logits are an array of real numbers")
         if x.dtype == "V2":
             how = "bfloat16 data read from a file lost its type: view it with .view(ml_dtypes.bfloat16)"
-        raise TypeError(f"{name} have dtype {x.dtype}, not one of {', '.join(DTYPES)}: {how}.")
+        raise TypeError(f"{name} {have} dtype {x.dtype}, not one of {', '.join(DTYPES)}: {how}.")
     if x.ndim == 0 and not scalar:
-        raise ValueError(f"{name} are a single number: they need a class axis, as in shape (N, C).")
+        raise ValueError(f"{name} {are} a single number: {they} a class axis, as in shape (N, C).")
     return x
 
 

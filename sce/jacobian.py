@@ -122,8 +122,8 @@ def softmax_jvp(
 
     v is floating and shaped like x. J, the Jacobian of `softmax_jacobian`, is never formed; v_k - p.v is the
     sum over the others of p_j (v_k - v_j), and accurate in confident rows. `out` may be x or v. NaN or an
-    infinity in a row of x or v makes that row NaN, but for -inf in x, which masks a class. Errors as for
-    `loss_and_grad`.
+    infinity in a row of x or v, or a v whose differences overflow, makes that row NaN, but for -inf in x,
+    which masks a class. Errors as for `loss_and_grad`.
 
     >>> import sce
     >>> sce.softmax_jvp([0.0, 0.0], [1.0, 3.0])

@@ -781,7 +781,7 @@ def test_explain_names_the_option_it_does_not_know():
 
 
 def test_softmax_calls_its_argument_by_its_name():
-    with pytest.raises(TypeError, match=r"^x have dtype int64"):
+    with pytest.raises(TypeError, match=r"^x has dtype int64"):
         sce.softmax(np.array([[1, 2]]))
 
 

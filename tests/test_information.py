@@ -196,7 +196,7 @@ def test_divergence_refuses():
     x = np.zeros((2, 3))
     with pytest.raises(ValueError, match=r"p has shape \(3,\), logits \(2, 3\): nothing broadcasts"):
         kl(np.zeros(3), x)
-    with pytest.raises(TypeError, match="p have dtype int64"):
+    with pytest.raises(TypeError, match="p has dtype int64"):
         kl(np.zeros((2, 3), int), x)
     with pytest.raises(ValueError, match=r"p must not be negative.*-0.5 at position \(1, 2\)"):
         kl(np.array([[1.0, 0, 0], [1.0, 0.5, -0.5]]), x, p_is="distribution")

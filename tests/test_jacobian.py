@@ -216,7 +216,7 @@ def test_what_may_not_be_written_over():
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: sce.softmax_jacobian(np.zeros((2, 3), int)), TypeError, "x have dtype int64"),
+        (lambda: sce.softmax_jacobian(np.zeros((2, 3), int)), TypeError, "x has dtype int64"),
         (lambda: sce.softmax_jacobian(np.zeros((2, 3)), axis=2), ValueError, "axis 2 is outside"),
         (lambda: sce.softmax_jacobian(np.zeros((2, 0))), ValueError, r"x of shape \(2, 0\) has no classes"),
         (lambda: sce.log_softmax_jacobian([0.0, 1.0], temperature=0), ValueError, "temperature must be"),

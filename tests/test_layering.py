@@ -23,7 +23,17 @@ ARROWS = {
     "registry": {"backend"},
     "select": {"backend", "registry"},
     "functions": {"backend", "device", "layout", "checks", "problem", "select"},
-    "linear": {"backend", "device", "layout", "checks", "problem", "select", "functions", "second_order"},
+    "linear": {
+        "backend",
+        "device",
+        "layout",
+        "checks",
+        "problem",
+        "select",
+        "functions",
+        "second_order",
+        "binary",
+    },
     "second_order": {"backend", "problem", "select", "functions"},
     "jacobian": {"backend", "layout", "checks", "device", "problem", "select", "functions"},
     "binary": {"backend", "device", "layout", "checks", "problem", "select", "functions"},
@@ -90,9 +100,11 @@ OUTSIDE = {  # beside NumPy and the standard library
         "quack",
     },
 }
-STACKS = {"sklearn": {"sklearn", "scipy"}}  # an integration's framework, and what that itself stands on
+STACKS = {
+    "sklearn": {"sklearn", "scipy", "threadpoolctl"}
+}  # an integration's framework, and what that itself stands on
 # What an integration may know beside the public functions: a solver asks for the same rows hundreds of times.
-INSIDE = {"sklearn": {"sce.linear.bound"}}
+INSIDE = {"sklearn": {"sce.linear.bound", "sce.linear.bound_pair", "sce.linear.csr"}}
 # What a first-party backend may import behind its door.
 KERNELS = {"numba", "llvmlite", "platformdirs", "cuda", "greenlet"}
 

@@ -627,3 +627,31 @@ def test_a_direction_may_be_of_a_narrower_type(of, along):
 def test_an_unknown_backend_is_named():
     with pytest.raises(sce.BackendError, match="nobody"):
         sce.linear_loss_and_grad(X, W, labels({}), backend="nobody")
+
+
+def test_a_damaged_sparse_matrix():
+    """SciPy reads wherever the indices point; with validate=False that is the caller's to know."""
+    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    y = np.array([0, 1, 2, 0, 1, 2, 0])
+    for spoil, words in (
+        (lambda x: x.indices.__setitem__(5, 50_000_000), r"X.indices\[5\] is 50000000, outside \[0, 4\)"),
+        (lambda x: x.indices.__setitem__(0, -1), r"X.indices\[0\] is -1"),
+        (lambda x: x.indptr.__setitem__(3, 99), r"X.indptr does not rise from 0 to the 28 numbers"),
+        (lambda x: x.indptr.__setitem__(7, 29), r"X.indptr does not rise"),
+        (lambda x: x.indptr.__setitem__(0, -1), r"X.indptr does not rise"),
+    ):
+        x = sparse.csr_matrix(np.ones((7, 4)))
+        spoil(x)
+        with pytest.raises(ValueError, match=words):
+            sce.linear_loss_and_grad(x, np.zeros((4, 3)), y)
+
+
+def test_none_for_an_array():
+    x, w, y = np.ones((2, 2)), np.ones((2, 3)), [0, 1]
+    for call, name in (
+        (lambda: sce.linear_loss_and_grad(None, w, y), "X"),
+        (lambda: sce.linear_loss_and_grad(x, None, y), "W"),
+        (lambda: sce.linear_hvp(x, w, y, None), "V"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} is None: pass "):
+            call()

@@ -26,6 +26,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import sce
+from sce.linear.bound import BoundRows
+from sce.linear.bound_pair import BoundPair
 from sce.sklearn import SoftmaxRegression
 from sce.sklearn.objective import Objective
 from sce.sklearn.scaling import scaling
@@ -834,3 +836,70 @@ def test_without_scikit_learn() -> None:
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ImportError: sce.sklearn needs scikit-learn (")
     assert last.endswith("). Try: pip install 'sce[sklearn]'")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mini_batches_that_gain_nothing_are_not_converged(seed: int) -> None:
+    """Features far from 0: the labels' own loss is near log 2, and what is left of it is most of the way."""
+    rng = np.random.default_rng(seed)
+    x = np.c_[rng.normal(size=400), rng.normal(size=400) * 50 + 200]
+    y = (x[:, 0] * 0.6 + rng.logistic(size=400) > 0).astype(int)
+    fitted = model(solver="sgd", random_state=seed, tol=1e-4)
+    with pytest.warns(ConvergenceWarning, match="sgd d"):
+        fitted.fit(x, y)
+    assert not fitted.converged_
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mini_batches_find_a_weak_signal(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(300, 3))
+    y = (x[:, 0] * 0.3 + rng.logistic(size=300) > 0).astype(int)
+    fitted = model(solver="sgd", random_state=seed, tol=1e-4).fit(x, y)  # without a warning
+    exact = model().fit(x, y)
+    gained = np.log(2) - objective(exact, x, y)
+    assert np.log(2) - objective(fitted, x, y) > 0.9 * gained
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg", "sgd"])
+def test_features_whose_squares_overflow(solver: str) -> None:
+    x = np.array([[1.0, 1e200], [2.0, 1.0], [3.0, 0.0]])
+    with pytest.raises(ValueError, match="squares of X overflow, first in column 1: scale the features"):
+        model(solver=solver).fit(x, [0, 1, 0])
+    with pytest.raises(ValueError, match="squares of X overflow, first in column 1"):
+        model(solver=solver).fit(sparse.csr_array(x), [0, 1, 0])
+
+
+def test_weights_whose_sum_overflows() -> None:
+    x, y, weight = [[1.0], [2.0]], [0, 1], [1e308, 1e308]
+    with pytest.raises(ValueError, match="the weights add up to more than float64 holds"):
+        model().fit(x, y, weight)
+    with pytest.raises(ValueError, match="the weights add up to more than float64 holds"):
+        model().fit(x, y).fit_temperature(x, y, weight)
+
+
+def test_partial_fit_of_one_class() -> None:
+    with pytest.raises(ValueError, match="classes holds 1 label: name all that there will be, at least 2"):
+        model(solver="sgd").partial_fit([[1.0], [2.0]], [0, 0], classes=[0])
+
+
+@pytest.mark.parametrize("index", [-1, 4, 50_000_000])
+def test_a_damaged_sparse_matrix(index: int) -> None:
+    x = sparse.csr_matrix(np.ones((7, 4)))
+    fitted = model().fit(x, np.arange(7) % 3)
+    x.indices[5] = index
+    for call in (lambda: model().fit(x, np.arange(7) % 3), lambda: fitted.predict(x)):
+        with pytest.raises(ValueError, match=rf"X.indices\[5\] is {index}, outside \[0, 4\)"):
+            call()
+
+
+def test_two_classes_are_bound_as_a_pair_where_the_backend_takes_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = scaled("cancer")
+    pair = model().fit(x, y)
+    asked = {"ridge": 1.0, "intercept": True, "label_smoothing": 0.0, "backend": "reference"}
+    assert isinstance(Objective(x, y, None, 2, **asked)._bound, BoundPair)
+    monkeypatch.setattr(sce.registry.load("reference"), "takes_binary", False)
+    assert isinstance(Objective(x, y, None, 2, **asked)._bound, BoundRows)
+    np.testing.assert_allclose(model().fit(x, y).coef_, pair.coef_, rtol=1e-6, atol=1e-9)

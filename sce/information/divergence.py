@@ -58,7 +58,8 @@ def kl_divergence(
     -------
     Per row in float64 for float64 logits, else float32, where the logits are; or a float64 on the host. It
     is computed in float64 by the arrays' own library (JAX: as wide as its settings allow). A row with NaN,
-    +inf, or nothing but -inf (no mass) on either side is NaN.
+    +inf, or nothing but -inf (no mass) on either side is NaN, and so may be one in which differences of
+    logits are beyond float64, +-1.8e308.
 
     Examples
     --------
@@ -98,7 +99,8 @@ def kl_divergence(
         a, b = (
             np.moveaxis(x, axis, -1).reshape(-1, request.problem.classes) for x in (first.like, request.like)
         )
-        values = _on_host(a, b, scale, p_is).astype(narrow).reshape(request.layout.rows_shape)[()]
+        with np.errstate(over="ignore"):  # infinite, in the answer's dtype
+            values = _on_host(a, b, scale, p_is).astype(narrow).reshape(request.layout.rows_shape)[()]
     return reduced(values, reduction, sample_weight)
 
 

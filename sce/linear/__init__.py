@@ -3,7 +3,8 @@
 model.py      a call's arguments, checked
 chunks.py     how many rows are computed at once, and where their logits lie
 host.py       NumPy arrays and SciPy's CSR
-bound.py      the same rows at one W after another: for solvers
+csr.py        sparse rows
+bound.py      the same rows at one W after another: for solvers; bound_pair.py: of two classes
 products.py   products of matrices, and sums of them
 device.py     the same for arrays on a device
 """
@@ -16,7 +17,8 @@ from sce.second_order import hvp
 from sce.select import obtain
 
 from . import device, host
-from .model import LinearGrad, direction, is_sparse, model, outputs, placed, vector, wanted
+from .csr import is_sparse
+from .model import LinearGrad, direction, model, outputs, placed, vector, wanted
 
 __all__ = ["LinearGrad", "linear_cross_entropy", "linear_hvp", "linear_loss_and_grad"]
 
@@ -231,8 +233,9 @@ def linear_hvp(
     Parameters
     ----------
     V, v_bias:
-        The direction: (D, C), and (C,) reals where there is a bias; None is 0. V has W's dtype or a narrower
-        one: a wider one would be rounded. On a device, where the arrays' own library multiplies, W's.
+        The direction: (D, C), and (C,) reals where there is a bias; a v_bias of None is 0. V has W's dtype or
+        a narrower one: a wider one would be rounded. On a device, where the arrays' own library multiplies,
+        W's.
     others:
         As for `linear_loss_and_grad`; "none" is as "sum".
 

@@ -14,6 +14,8 @@ from sce.backend import DTYPES, Array, BackendError, Problem
 from sce.layout import as_host, dtype_name, native, on_device
 from sce.problem import frozen, prepare, total_weight
 
+from .csr import csr, is_sparse
+
 GRADIENTS = ("X", "W", "bias")
 _ANY = np.zeros(1)  # memory behind logits that nobody reads
 
@@ -58,7 +60,11 @@ def placed(arrays: dict[str, Any]) -> bool:
 
 def model(X: Any, W: Any, y: Any, *, bias: Any, l2: Any, outputs: Iterable[str], **options: Any) -> Model:
     """Check everything. Nothing was computed or written when this raises."""
-    x: Any = _csr(X) if is_sparse(X) else matrix("X", X, "(N, D), a row for each example")
+    x: Any = (
+        csr(X, bool(options.get("validate", True)))
+        if is_sparse(X)
+        else matrix("X", X, "(N, D), a row for each example")
+    )
     w = matrix("W", W, "(D, C), a column for each class")
     together(x, w)
     l2 = penalty(l2, options.get("reduction"))
@@ -138,6 +144,8 @@ def computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def matrix(name: str, value: Any, what: str) -> Array:
     """Two dimensions, floating. The values are not looked at: NaN in, NaN out."""
+    if value is None:
+        raise TypeError(f"{name} is None: pass {what}.")
     x = native(as_host(value, name))
     of_matrix(name, x, what)
     return x
@@ -191,19 +199,6 @@ def vector(name: str, value: Any, classes: int, dtype: np.dtype[Any]) -> Array |
     """One real per class, in the computing dtype; not looked at either."""
     v = checks.vector(name, value, (classes,), "one number per class", validate=False)
     return None if v is None else v.astype(dtype)
-
-
-def is_sparse(X: Any) -> bool:
-    """One of SciPy's sparse arrays or matrices."""
-    return not isinstance(X, np.ndarray) and hasattr(X, "tocsr") and hasattr(X, "nnz")
-
-
-def _csr(X: Any) -> Any:
-    if X.format != "csr" or X.ndim != 2:
-        raise TypeError(f"X is sparse in format {X.format}: rows are taken from CSR, so pass X.tocsr().")
-    if X.dtype not in (np.float32, np.float64):
-        raise TypeError(f"X is sparse of dtype {X.dtype}: convert it, for instance with .astype(np.float32).")
-    return X
 
 
 def wanted(want: Any, sparse: bool, biased: bool) -> tuple[str, ...]:

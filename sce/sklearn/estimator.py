@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.optimize import brentq
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -17,6 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 import sce
+from sce.linear.csr import within
 
 from . import parameters, solvers, threads
 from .advice import advice
@@ -74,7 +76,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     tol:
         "lbfgs" and "newton-cg" end when no entry of the gradient of F is larger, or when rounding hides any
         further fall of F. For "sgd" an epoch is idle when its loss is not this much below the best: after
-        five of them the steps shrink to a fifth, the third time it ends. It returns the best of where it
+        five of them the steps shrink to a fifth, the fourth time it ends. It returns the best of where it
         started, where it ended, and the end of its best epoch.
     max_iter:
         Steps, or epochs of "sgd". Reaching it is a `ConvergenceWarning`.
@@ -113,9 +115,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     converged_ : bool
         Whether `fit` ended near the minimum. For "lbfgs" and "newton-cg": the gradient is within `tol`, or
         rounding hid any further fall of F, and an estimate of what is left is as small as rounding, or
-        `tol**2` / 2. For "sgd": it ended as `tol`
-        says, and the fall that is left is estimated at no more than a tenth of F or 10 `tol`. If it is False,
-        a `ConvergenceWarning` says why and what would help; after a `partial_fit` it is always False.
+        `tol**2` / 2. For "sgd": it ended as `tol` says, and the fall that is left is estimated at no more
+        than a tenth of F and of the way down from the start, or 10 `tol`. If it is False, a
+        `ConvergenceWarning` says why and what would help; after a `partial_fit` it is always False.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
 
@@ -245,6 +247,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 "classes must be passed on the first call to partial_fit: all labels there will be."
             )
         known = np.unique(classes) if first else self.classes_
+        if len(known) < 2:
+            raise ValueError(f"classes holds {len(known)} label: name all that there will be, at least 2.")
         if not first and classes is not None and not np.array_equal(np.unique(classes), known):
             raise ValueError(f"classes={classes!r} is not what the first call said: {known!r}.")
         before = set(vars(self))
@@ -331,9 +335,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def decision_function(self, X: Any) -> Floats:
         """The logits X W + b, before any temperature: (N, C); for two classes (N,), the second's."""
         check_is_fitted(self)
-        return self._decide(
-            validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
-        )
+        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
+        if sparse.issparse(X):
+            within(X)
+        return self._decide(X)
 
     def _decide(self, X: Any) -> Floats:
         z: Floats = X @ self.coef_.T.astype(X.dtype, copy=False)
@@ -378,6 +383,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         X, y = validate_data(
             self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], order="C", reset=reset
         )
+        if sparse.issparse(X):
+            within(X)
         check_classification_targets(y)
         weight = None
         if sample_weight is not None:
@@ -393,6 +400,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             if some and not weight.any():
                 raise ValueError(
                     "all rows have weight zero: there is nothing to fit. Give some of them a weight."
+                )
+            with np.errstate(over="ignore"):
+                whole = weight.sum()
+            if not np.isfinite(whole):
+                raise ValueError(
+                    "the weights add up to more than float64 holds: divide them all by the largest."
                 )
             if not weight.all():
                 X, at, weight = X[weight > 0], at[weight > 0], weight[weight > 0]

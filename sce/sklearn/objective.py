@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 import sce
-from sce.backend import BackendError
 from sce.linear.bound import BoundRows
 from sce.linear.bound_pair import BoundPair
 
@@ -76,7 +76,7 @@ class Objective:
             "backend": self.backend,
         }
         if self.shape[1] == 2:
-            with suppress(BackendError):  # another distribution's backend may take no binary problems
+            with suppress(sce.BackendError):  # another distribution's backend may take no binary problems
                 return BoundPair(self.x, self.y, **options)
         return BoundRows(self.x, self.y, self.shape[1], **options)
 
@@ -138,6 +138,7 @@ class Objective:
         bend = np.maximum(bend, np.finfo(np.float64).eps)  # a row beyond doubt still has a direction
         return x.astype(np.float64, copy=False), bend * share
 
+    @np.errstate(over="ignore", invalid="ignore")  # an error says so below
     def largest_curvatures(self) -> tuple[float, float]:
         """Bounds of the largest eigenvalue of the Hessian: of F, and of N times the worst row's part of F.
 
@@ -154,6 +155,9 @@ class Objective:
         rows = (_squares(self.x) + self.intercept) * (self.rows / self.total)
         if self.weight is not None:
             rows *= self.weight
+        if not np.isfinite(rows).all() or not math.isfinite(mean):
+            columns = _squares(self.x.T.tocsr() if sparse.issparse(self.x) else self.x.T)
+            raise overflow(int(np.argmin(np.isfinite(columns))))
         return mean / 2 + self.ridge, float(rows.max()) / 2 + self.ridge
 
     def _some(self) -> tuple[Any, Floats]:
@@ -169,6 +173,10 @@ class Objective:
             return x, np.full(x.shape[0], self.rows / self.total / x.shape[0])
         weight = self.weight[::step]
         return x, weight / weight.sum() * (self.weight.sum() / self.total)
+
+
+def overflow(column: int) -> ValueError:
+    return ValueError(f"the squares of X overflow, first in column {column}: scale the features.")
 
 
 def _squares(x: Any) -> Floats:

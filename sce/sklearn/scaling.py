@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import cholesky, solve_triangular
 
-from .objective import Floats, Objective
+from .objective import Floats, Objective, overflow
 
 _TOGETHER = 1024  # features; with more, each is scaled alone: the factor would cost too much
 _RIDGE = 1e-10  # keeps the factor of a singular curvature (collinear or constant features) finite
@@ -94,6 +94,5 @@ def _weighted_gram(x: Any, heavy: Any, bend: Floats) -> Floats:
 def _scale(diagonal: Floats) -> Floats:
     """1 over the root. A feature that is 0 throughout, unpenalised, has no scale."""
     if not np.isfinite(diagonal).all():
-        at = int(np.argmin(np.isfinite(diagonal)))
-        raise ValueError(f"the squares of X overflow, first in column {at}: scale the features.")
+        raise overflow(int(np.argmin(np.isfinite(diagonal))))
     return np.where(diagonal > 0, diagonal, 1.0)[:, None] ** -0.5
