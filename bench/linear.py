@@ -34,7 +34,7 @@ limits it are three products of matrices, X W, G W^T and X^T G; so the scale of 
 
 - **over bare products**: the time of a call over that of the products alone, over the same chunks of rows,
   into memory that exists, measured in turns in the same process. X^T G is added up over the chunks
-  by NumPy, block by block.
+  by NumPy, block by block. Products vary by some percent from call to call: below 1 is no more than that.
 - **GFLOP/s**: 6 N D C operations over the time of a call.
 - **extra memory**: the peak of a warm call beyond its inputs and its answer, in a process of its own. What
   all logits would take stands above each table.

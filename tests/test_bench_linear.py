@@ -157,6 +157,12 @@ def test_the_tables_go_between_the_marks_and_other_scripts_keep_them():
         "<!-- bench/linear.py -->\ntwo\n<!-- /bench/linear.py -->",
         "<!-- bench/other.py -->\nthree\n<!-- /bench/other.py -->",
     ]
+    empty = "<!-- bench/a.py --flag -->\n<!-- /bench/a.py --flag -->\n\nbetween\n\n"
+    page = put(empty + page, "bench/linear.py", "four")
+    assert page.startswith(empty)
+    assert "two" not in page
+    page = put(page, "bench/a.py --flag", "five")
+    assert page.startswith("<!-- bench/a.py --flag -->\nfive\n<!-- /bench/a.py --flag -->\n\nbetween\n\n")
     assert put("", "bench/linear.py", "x") == "<!-- bench/linear.py -->\nx\n<!-- /bench/linear.py -->\n"
 
 

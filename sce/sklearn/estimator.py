@@ -130,8 +130,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     Notes
     -----
     float32 is computed in float32, the solver's own arithmetic in float64. Sparse X is taken as CSR, other
-    formats are converted. With more than 1024 features, "lbfgs" and "newton-cg" scale the
-    features one by one instead of together.
+    formats are converted. With more than 1024 features, "lbfgs" and "newton-cg" scale the features one by one
+    instead of together.
+
+    While `fit` is at work, SciPy's own BLAS, where it has one, has one thread, in the whole process: its
+    threads would be in the way of NumPy's.
 
     Examples
     --------

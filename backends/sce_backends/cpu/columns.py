@@ -155,7 +155,7 @@ def _cap_column(p: Any, one: Any, k: Any, bias: Any, bias_lo: Any, s: Any) -> An
         for j in range(p.tile):
             x[j], lo[j] = elements.plus(x[j], lo[j] + bias_lo, bias)
 
-    return column32 if one == types.float32 else column64
+    return column32 if one == F32 else column64
 
 
 @jit()
@@ -369,12 +369,8 @@ def gradient(p: Any, one: Any, rows: Any, smooth: Any, soft: Any, capped: Any, s
     column, size = p.tile * size_of(one), size_of(one)
     for j in range(0, rows, LINE // size):
         x, cell = s.x + j * size, s.table + j * 8
-        y, c_and_lo, at_y = (
-            load(one, s.y + j * size, one),
-            in_parts(one, cell + OF_P),
-            in_parts(one, cell + AT_Y),
-        )
-        c, c_lo = c_and_lo
+        y, at_y = load(one, s.y + j * size, one), in_parts(one, cell + AT_Y)
+        c, c_lo = in_parts(one, cell + OF_P)
         if smooth is not None:
             for at in range(cell, cell + LINE * 8 // size, LINE):  # to where `settle` has read
                 mass = load(1.0, at + SCALE, 1.0) * (p.of_q * get(1.0, p.shared_mass))

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
 from numba.extending import overload
 
 from .cache import jit
 from .memory import get, put, size_of, widen
-from .simd import anywhere, first_of, fused, largest, load, load_first, only, select, splat, store, total
+from .simd import F32, anywhere, first_of, fused, largest, load, load_first, only, select, splat, store, total
 from .vector_math import difference_error, exponential, shifted_by, short_exponential
 
 LANES = 8
@@ -69,7 +68,7 @@ def _below_top(one: Any, z: Any, top: Any, by: Any, by_lo: Any) -> Any:
         shift, floor = shifted_by(0.0, 1.0)
         return exponential(scaled, lo, shift, floor)
 
-    return for32 if one == types.float32 else for64
+    return for32 if one == F32 else for64
 
 
 def plus(one: Any, sum_and_lost: Any, x: Any) -> Any:
@@ -86,7 +85,7 @@ def _plus(one: Any, sum_and_lost: Any, x: Any) -> Any:
         after = before + x
         return after, lost + difference_error(before, -x, after)
 
-    return for32 if one == types.float32 else for64
+    return for32 if one == F32 else for64
 
 
 @jit()

@@ -42,22 +42,9 @@ def kernel(way: str, dtype: str, memory: tuple[str, ...], switches: tuple[bool |
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
             columns.work(
-                worker,
-                first,
-                last,
-                parameters,
-                of,
-                one,
-                into,
-                smooth,
-                mass,
-                affine,
-                capped,
-                grad,
-                hess,
-                v,
+                worker, first, last, parameters, of, one, into, smooth, mass, affine, capped, grad, hess, v,
                 log_jvp,
-            )
+            )  # fmt: skip
 
     elif way == "along":
 
@@ -73,21 +60,9 @@ def kernel(way: str, dtype: str, memory: tuple[str, ...], switches: tuple[bool |
 
         def chunks(worker, first, last, parameters):  # type: ignore[no-untyped-def]
             tiles.work(
-                worker,
-                first,
-                last,
-                parameters,
-                of,
-                one,
-                into,
-                plain,
-                smooth,
-                mass,
-                affine,
-                capped,
-                grad,
+                worker, first, last, parameters, of, one, into, plain, smooth, mass, affine, capped, grad,
                 hess,
-            )
+            )  # fmt: skip
 
     else:
 

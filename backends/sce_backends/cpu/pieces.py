@@ -121,9 +121,7 @@ def work(
         i, part = chunk // p.pieces, chunk % p.pieces
         begin, end = part * PIECE, min((part + 1) * PIECE, p.classes)
         own = scratch_of(p, one, worker, begin, end)
-        place = (
-            i * p.pieces + part
-        ) * PIECE  # all pieces' exponentials, and slopes, stay until the second pass
+        place = (i * p.pieces + part) * PIECE  # where its exponentials and slopes stay until the second pass
         s = Scratch(
             own.z, own.lo, own.curve, own.table, p.exponentials + place * size_of(one), own.lows,
             p.slopes + place * 8, own.line, begin, end,

@@ -50,11 +50,8 @@ def settle(v: Any, one: Any, rows: Any, p: Any, hess: Any) -> None:
     by, lam = p.of_q, p.z_loss
     all_of_it = lam != 0.0 or p.label_smoothing != 0.0 or p.labels == 0  # is log S asked for at all?
     for at in range(v, v + rows * 8, LINE):
-        s, mass_y, mass = (
-            load(1.0, at + SCALE, 1.0),
-            load(1.0, at + MASS_Y, 1.0),
-            load(1.0, at + MASS, 1.0),
-        )
+        s = load(1.0, at + SCALE, 1.0)
+        mass_y, mass = load(1.0, at + MASS_Y, 1.0), load(1.0, at + MASS, 1.0)
         gap, gap_lo = load(1.0, at + GAP, 1.0), load(1.0, at + GAP_LO, 1.0)
         others, dot = load(1.0, at + REST, 1.0), load(1.0, at + DOT, 1.0)
         top, below = splat(0.0), others

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import types
 from numba.extending import overload
 
 from .cache import inline
@@ -54,4 +53,4 @@ def _in_parts(one: Any, at: Any) -> Any:
     def parts64(one: Any, at: Any) -> Any:
         return load(1.0, at, 1.0), splat(0.0)
 
-    return parts32 if one == types.float32 else parts64
+    return parts32 if one == F32 else parts64
