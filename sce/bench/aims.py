@@ -219,7 +219,7 @@ AIMS = (
             "temperature", "logit bias",
         ),
         "temperature and bias: a second word for each logit, or the exponential would be off; smoothing: a"
-        " float64 sum of the logits; a distribution, and whatever has few classes: the general kernel or the"
+        " float64 sum of the logits; a distribution: half as many bytes again; whatever has few classes: the"
         " row's own cost",
     ),
     Aim(
