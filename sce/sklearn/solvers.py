@@ -16,6 +16,7 @@ from .scaling import Scaling, remaining, scaling
 # bends the loss as much as it can; soon, few do: the first coordinates take a tenth of it.
 _FIRST, _SECOND, _SOON = 5, 20, 0.1
 _INNER = 200  # conjugate gradients of one step of Newton's method
+_STALE = 6  # of those: with more in a step, its coordinates are too old; new ones cost about as much
 _LEAST = 4 * np.finfo(np.float64).eps  # a relative fall of the objective that is none
 _FALL = 1e-4  # of what the slope promises, to accept a step (Armijo)
 _PATIENCE = 5  # epochs without a lower loss, after which the steps of mini-batches shrink
@@ -133,19 +134,22 @@ def _round(objective: Objective, w: Floats, trace: Trace, length: int, easy: Sca
 
 
 def newton_cg(objective: Objective, w: Floats, trace: Trace) -> Floats:
-    """Newton's method, each step solved for by conjugate gradients in coordinates made for it."""
+    """Newton's method, each step solved for by conjugate gradients, in coordinates made anew as they age."""
+    easy, inner = scaling(objective, w), 0
     loss, grad = objective(w)
     trace.start(loss, grad)
     noise = 16 * float(np.finfo(objective.x.dtype).eps)
     while not trace.over:
-        easy = scaling(objective, w)
+        if inner > _STALE:
+            easy = scaling(objective, w)
         objective.around(w)
 
         def times(v: Floats, easy: Scaling = easy) -> Floats:
             return easy.gradient(objective.curvature(easy.parameters(v)))
 
         downhill = -easy.gradient(grad)
-        step = easy.parameters(_conjugate_gradients(times, downhill))
+        found, inner = _conjugate_gradients(times, downhill)
+        step = easy.parameters(found)
         slope, length = float(np.vdot(grad, step)), 1.0
         while length > 1e-10:
             at = w + length * step
@@ -167,8 +171,8 @@ def newton_cg(objective: Objective, w: Floats, trace: Trace) -> Floats:
     return w
 
 
-def _conjugate_gradients(times: Callable[[Floats], Floats], right: Floats) -> Floats:
-    """x with A x = right to a residual of min(1/2, |right|^(1/2)) |right|.
+def _conjugate_gradients(times: Callable[[Floats], Floats], right: Floats) -> tuple[Floats, int]:
+    """x with A x = right to a residual of min(1/2, |right|^(1/2)) |right|, and in how many steps.
 
     That is as exact as Newton's method needs to converge superlinearly (Dembo, Eisenstat and Steihaug, 1982).
     """
@@ -176,7 +180,7 @@ def _conjugate_gradients(times: Callable[[Floats], Floats], right: Floats) -> Fl
     residual, direction = right.copy(), right.copy()
     square = float(np.vdot(right, right))
     enough = min(0.25, math.sqrt(square)) * square
-    for _ in range(_INNER):
+    for steps in range(1, _INNER + 1):
         moved = times(direction)
         bend = float(np.vdot(direction, moved))
         if bend <= 0:  # rounding: the Hessian has no negative curvature
@@ -188,7 +192,7 @@ def _conjugate_gradients(times: Callable[[Floats], Floats], right: Floats) -> Fl
             break
         direction *= square / before
         direction += residual
-    return x if x.any() else right
+    return x if x.any() else right, steps
 
 
 @np.errstate(over="ignore", invalid="ignore")  # an error says so below
