@@ -180,7 +180,9 @@ def _conjugate_gradients(times: Callable[[Floats], Floats], right: Floats) -> tu
     residual, direction = right.copy(), right.copy()
     square = float(np.vdot(right, right))
     enough = min(0.25, math.sqrt(square)) * square
-    for steps in range(1, _INNER + 1):
+    steps = 0
+    while steps < _INNER:
+        steps += 1
         moved = times(direction)
         bend = float(np.vdot(direction, moved))
         if bend <= 0:  # rounding: the Hessian has no negative curvature
